@@ -1,0 +1,17 @@
+"""mergelab: see what a merge of fine-tuned models does, before and after it is made.
+
+The public names are below. Importing this brings in neither gradio nor transformers.
+"""
+
+from mergelab.errors import MergeError
+from mergelab.merge import device_named, inspect, merge
+from mergelab.method import METHODS, Knob, Layer, Merged, Switch, merge_method
+from mergelab.plan import Plan, plan
+from mergelab.recipe import Expert, Recipe
+from mergelab.report import LayerReport, Report
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS", "Expert", "Knob", "Layer", "LayerReport", "MergeError", "Merged", "Plan", "Recipe", "Report", "Switch",
+    "device_named", "inspect", "merge", "merge_method", "plan",
+]  # fmt: skip
