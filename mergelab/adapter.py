@@ -1,0 +1,139 @@
+"""A PEFT LoRA adapter as the low-rank deltas that it stands for. What has no exact delta is refused by name.
+
+ΔW = α/r · B A (rsLoRA: α/√r), r and α per module where the adapter has patterns; transposed for Conv1D and embeddings.
+Tensors that are stored whole (modules_to_save, biases) are taken as they are. Format: peft's adapter_config.json and
+adapter_model.safetensors.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from mergelab.checkpoint import Entry, entries_of, opened, read_json
+from mergelab.errors import MergeError
+from mergelab.maths.spectral import LowRank
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.default)?(\.weight)?")
+_SAVED = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<kind>weight|bias)")
+_INEXACT = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "kasa_config")
+_MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's own weights
+
+
+class Adapter:
+    """The deltas of a LoRA adapter, by the names of the base's tensors. base: what it is laid upon."""
+
+    def __init__(self, folder: Path, source: str, base: Mapping[str, Entry]):
+        self.path, self.source = folder / "adapter_model.safetensors", source
+        self.config = read_json(folder / "adapter_config.json")
+        if not self.path.is_file():
+            raise MergeError(f"Adapter '{source}' has no adapter_model.safetensors (pickles are never opened).")
+        _check_kind(self.config, source)
+        entries = entries_of(self.path, source)
+        self.pairs, self.saved = _sorted_keys(entries, source)
+        shapes = {name: (entries[b].shape[0], entries[a].shape[1]) for name, (a, b) in self.pairs.items()}
+        for name, shape in (shapes | {name: entries[key].shape for name, key in self.saved.items()}).items():
+            self._check_fit(name, shape, base)
+        self._flipped = {name for name, shape in shapes.items() if self._is_flipped(name, shape, base[name].shape)}
+        self._scales = {name: self._scale(name, entries[a].shape[0]) for name, (a, _) in self.pairs.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.pairs or name in self.saved
+
+    @property
+    def base_name(self) -> str:
+        """The model that the adapter says it was trained on."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    def delta(self, name: str, base: Tensor) -> LowRank | Tensor:
+        """What the adapter adds to a tensor that it touches, in the dtype of that tensor (base)."""
+        whole = self._read(self.saved[name]).to(base) - base if name in self.saved else None
+        if name not in self.pairs:
+            return whole
+        a, b = (self._read(key).to(base) for key in self.pairs[name])  # (r, in), (out, r)
+        lifted = b * self._scales[name]
+        low_rank = LowRank(a.T, lifted.T) if name in self._flipped else LowRank(lifted, a)
+        return low_rank if whole is None else whole + low_rank.dense()
+
+    def _read(self, key: str) -> Tensor:
+        with opened(self.path, self.source) as file:
+            return file.get_tensor(key)
+
+    def _scale(self, name: str, rank: int) -> float:
+        alpha = _patterned(self.config.get("alpha_pattern"), name.removesuffix(".weight"))
+        alpha = self.config.get("lora_alpha", 8) if alpha is None else alpha
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:
+            raise MergeError(f"Adapter '{self.source}' has no usable lora_alpha for '{name}': {alpha!r}.")
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _is_flipped(self, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+        """Whether the base holds (in, out): its shape tells; for a square one the adapter's configuration."""
+        embedding = "lora_embedding" in self.pairs[name][0]
+        return shape != wanted or embedding or (len(set(wanted)) == 1 and bool(self.config.get("fan_in_fan_out")))
+
+    def _check_fit(self, name: str, shape: tuple[int, ...], base: Mapping[str, Entry]) -> None:
+        origin = f"It says it was trained on '{self.base_name}'." if self.base_name else ""
+        if name not in base:
+            raise MergeError(
+                f"Adapter '{self.source}' changes '{name}', which the base does not have. {origin}".rstrip()
+            )
+        wanted = base[name].shape
+        if shape != wanted and not (name in self.pairs and shape[::-1] == wanted):
+            found = f"'{name}' is {list(shape)}, but in the base it is {list(wanted)}."
+            raise MergeError(f"Adapter '{self.source}' is for another base: {found} {origin}".rstrip())
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter instead of a model."""
+    return (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors"))
+
+
+def _check_kind(config: dict, source: str) -> None:
+    kind = str(config.get("peft_type") or "LORA").upper()
+    start = str(config.get("init_lora_weights")).lower()
+    if kind != "LORA":
+        why = f"is of the kind {kind}, and only LoRA has an exact delta"
+    elif inexact := [key for key in _INEXACT if config.get(key)]:
+        why = f"uses '{inexact[0]}', whose change is no plain B·A"
+    elif start.startswith(_MOVED_BASE):
+        why = f"was initialised with '{start}', which changed the base itself"
+    else:
+        return
+    raise MergeError(f"Adapter '{source}' {why}. Merge it into its base with peft first, and name the result.")
+
+
+def _sorted_keys(entries: Mapping[str, Entry], source: str) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """The adapter's tensors: name in the base -> (A's key, B's key), and name -> key of those stored whole."""
+    parts: dict[str, dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    for key in entries:
+        plain = key.removeprefix(_PREFIX)
+        if match := _LORA.fullmatch(plain):
+            parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = key
+        elif "lora_" not in plain and (match := _SAVED.fullmatch(plain)):
+            saved[f"{match['module']}.{match['kind']}"] = key
+        else:
+            raise MergeError(f"Adapter '{source}' holds '{key}', which is no LoRA matrix that can be merged exactly.")
+    for name, pair in parts.items():
+        if len(pair) < 2:
+            raise MergeError(f"Adapter '{source}' has only half of the pair A, B for '{name}'.")
+        a, b = entries[pair["A"]].shape, entries[pair["B"]].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+            raise MergeError(f"Adapter '{source}': A {list(a)} and B {list(b)} for '{name}' are no pair of matrices.")
+    if not parts and not saved:
+        raise MergeError(f"Adapter '{source}' is empty.")
+    return {name: (pair["A"], pair["B"]) for name, pair in parts.items()}, saved
+
+
+def _patterned(pattern: object, module: str) -> object:
+    """PEFT's rule: the first key of a pattern that matches the end of a module's name wins; None if none does."""
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error:
+            raise MergeError(f"The adapter's alpha_pattern '{key}' is not a valid pattern.") from None
+    return None

@@ -1,0 +1,189 @@
+"""Opens all that a recipe names and checks it before any work is done: who is whose base, what is merged, what is not.
+
+Only headers and configuration are read here. A Plan that exists can be merged, but for NaN in a weight and a full disk.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mergelab.methods  # noqa: F401  fills METHODS
+from mergelab.adapter import Adapter, is_adapter
+from mergelab.checkpoint import Checkpoint
+from mergelab.errors import MergeError
+from mergelab.maths.spectral import Delta, LowRank, dense
+from mergelab.method import Layer, MergeMethod, method_named
+from mergelab.recipe import Recipe
+from mergelab.sources import folder_of
+
+# Rows of these tables are looked up, not multiplied: their singular directions mix unrelated tokens or positions.
+_TABLE = re.compile(
+    r"embed|(^|[._])(emb|position|rel_pos)([._]|$)|(^|\.)(shared|wte|wpe|lm_head|decoder|relative_attention_bias)\.weight$"
+    r"|^output\.weight$"
+)
+_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
+
+
+@dataclass(frozen=True)
+class OpenedExpert:
+    """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
+
+    name: str
+    checkpoint: Checkpoint | None  # None: the base's weights, changed by the adapter alone
+    adapter: Adapter | None
+
+    def delta(self, name: str, base: Tensor) -> Delta:
+        """Expert minus base for one tensor, in the base's dtype; MergeError if it is not finite."""
+        delta = self._delta(name, base)
+        parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
+        if not all(torch.isfinite(part).all() for part in parts):
+            raise _broken(name, f"expert '{self.name}'")
+        return delta
+
+    def _delta(self, name: str, base: Tensor) -> Delta:
+        full = self.checkpoint[name].to(base.dtype) - base if self.checkpoint else None
+        if self.adapter is None or name not in self.adapter:
+            return torch.zeros_like(base) if full is None else full
+        change = self.adapter.delta(name, base if full is None else base + full)
+        return change if full is None else full + dense(change)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked recipe with its files found. names: the tensors to merge, first layers first; copied: those to copy."""
+
+    recipe: Recipe
+    method: MergeMethod
+    settings: Mapping[str, Any]
+    base: Checkpoint
+    experts: tuple[OpenedExpert, ...]
+    names: tuple[str, ...]
+    copied: tuple[str, ...]
+    skipped: Mapping[str, str]  # tensor -> why it is not merged
+    notes: tuple[str, ...]
+
+    def layer(self, name: str, device: torch.device | str) -> Layer:
+        """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
+        stored = self.base[name]
+        base = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        if not torch.isfinite(base).all():
+            raise _broken(name, f"the base '{self.base.source}'")
+        deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
+        weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
+        matrix = base.dim() == 2 and base.numel() > 0
+        table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
+        return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Open and check all that a recipe names; MergeError says what does not fit."""
+    method = method_named(recipe.method)
+    settings = method.checked(recipe.settings)
+    given = len(recipe.experts)
+    if given < method.fewest:
+        raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
+    base = _opened_base(recipe.base)
+    tied = _tied_heads(base)
+    names = sorted((n for n, entry in base.entries.items() if entry.mergeable and n not in tied), key=_model_order)
+    copied = tuple(n for n, entry in base.entries.items() if not entry.mergeable)
+    experts = tuple(_opened_expert(e.source, name, base) for e, name in zip(recipe.experts, recipe.names))
+    for expert in experts:
+        _check_tensors(expert, base, names)
+    skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
+    skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
+    return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, _notes(recipe, base, experts))
+
+
+def _model_order(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people count: layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _opened_base(source: str) -> Checkpoint:
+    folder = folder_of(source)
+    if is_adapter(folder):
+        raise MergeError(f"'{source}' is an adapter, not a model. Name the model it was trained on as base_model.")
+    base = Checkpoint(folder, source)
+    if "quantization_config" in base.config or any(entry.quantised for entry in base.entries.values()):
+        raise MergeError(f"'{source}' is quantised; merging needs its float weights. Take the unquantised model.")
+    if not any(entry.mergeable for entry in base.entries.values()):
+        raise MergeError(f"'{source}' has no floating-point weights to merge.")
+    return base
+
+
+def _opened_expert(source: str, name: str, base: Checkpoint) -> OpenedExpert:
+    model, adapter = _split(source)
+    folder = folder_of(model)
+    if adapter is None and is_adapter(folder):
+        return OpenedExpert(name, None, Adapter(folder, source, base.entries))
+    same = folder.resolve() == base.folder.resolve()
+    if adapter is None:
+        return OpenedExpert(name, base if same else Checkpoint(folder, source), None)
+    adapter_folder = folder_of(adapter)
+    if not is_adapter(adapter_folder):
+        raise MergeError(f"'{adapter}' has no adapter_config.json: what stands behind '+' must be a LoRA adapter.")
+    own = None if same else Checkpoint(folder, model)
+    return OpenedExpert(name, own, Adapter(adapter_folder, adapter, (own or base).entries))
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """FOLDER+ADAPTER -> (FOLDER, ADAPTER); a folder whose own name holds a '+' stays whole."""
+    if "+" not in source or Path(source).expanduser().is_dir():
+        return source, None
+    model, _, adapter = source.partition("+")
+    return model.strip(), adapter.strip()
+
+
+def _check_tensors(expert: OpenedExpert, base: Checkpoint, names: list[str]) -> None:
+    """MergeError if an expert's own weights lack a tensor that the base has, or have it in another shape."""
+    if expert.checkpoint is None:
+        return
+    own = expert.checkpoint.entries
+    for name in names:
+        if name not in own:
+            found = f"Expert '{expert.name}' has no tensor '{name}' that the base has."
+            raise MergeError(f"{found} Was it fine-tuned from '{base.source}'?")
+        mine, wanted = list(own[name].shape), list(base.entries[name].shape)
+        if mine != wanted:
+            found = f"'{name}' is {mine} in expert '{expert.name}', but {wanted} in the base '{base.source}'."
+            raise MergeError(f"{found} Only models of one shape can be merged.")
+        if not own[name].mergeable:
+            found = f"'{name}' of expert '{expert.name}' is {own[name].dtype}"
+            raise MergeError(f"{found}: quantised weights cannot be merged. Take the unquantised model.")
+
+
+def _tied_heads(base: Checkpoint) -> tuple[str, ...]:
+    """Output heads that config.json ties to the embeddings: transformers neither wants nor writes them."""
+    tied = base.config.get("tie_word_embeddings") is True
+    return tuple(name for name in base if tied and _HEAD.search(name) and len(base) > 1)
+
+
+def _only_theirs(experts: tuple[OpenedExpert, ...], base: Checkpoint) -> dict[str, str]:
+    """Tensors that experts have and the base has not, with whose they are."""
+    owners: dict[str, list[str]] = {}
+    for expert in experts:
+        for name in (expert.checkpoint or {}).keys() - base.keys():
+            owners.setdefault(name, []).append(f"'{expert.name}'")
+    return {name: f"the base has no such tensor, only {', '.join(owners[name])}" for name in sorted(owners)}
+
+
+def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) -> tuple[str, ...]:
+    notes = []
+    for expert in experts:
+        trained_on = expert.adapter.base_name if expert.adapter and expert.checkpoint is None else ""
+        if trained_on and Path(trained_on).name != Path(recipe.base).name:
+            notes.append(f"Expert '{expert.name}' says it was trained on '{trained_on}'; the base is '{recipe.base}'.")
+        if expert.checkpoint is base:
+            notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
+    if base.config.get("auto_map"):
+        notes.append("The base's config.json points to Python code, which is not copied.")
+    return tuple(notes)
+
+
+def _broken(name: str, whose: str) -> MergeError:
+    return MergeError(f"'{name}' of {whose} holds NaN or an infinity. It is broken: take another checkpoint of it.")

@@ -1,0 +1,82 @@
+"""Finds the folder that a source names: a local folder, a bundled model, or a model on the Hugging Face Hub.
+
+From the Hub come configuration, safetensors and tokenizer files only: pickles and Python code are never downloaded.
+"""
+
+import errno
+import re
+from pathlib import Path
+
+from mergelab.assets import bundled
+from mergelab.errors import MergeError, did_you_mean
+
+# What stands beside the weights, and goes with them into a merged model.
+COMPANIONS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "LICENSE*")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def folder_of(source: str) -> Path:
+    """The folder that a source names; downloads it first if only the Hub has it. MergeError if nobody has it."""
+    try:
+        local = Path(source).expanduser()
+        folder, file = local.is_dir() and source != "", local.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
+        raise MergeError(f"'{source[:80]}' cannot be the name of a folder.") from None
+    if folder:
+        return local
+    if source in bundled():
+        return bundled()[source]
+    if file:
+        raise MergeError(f"'{source}' is a file. A model is a folder with config.json and safetensors weights.")
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source.partition("@")[0]):
+        raise MergeError(f"There is no folder '{source}'. {_nearby(source)}".rstrip())
+    return _downloaded(source)
+
+
+def _downloaded(source: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and most runs need no Hub
+    from huggingface_hub.errors import HTTPError  # of the client that this version of the Hub uses
+
+    name, _, revision = source.partition("@")
+    wanted = ["*.safetensors", "README.md", *COMPANIONS]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns="*/*"))
+    except (OSError, ValueError, HTTPError) as error:
+        why = _what_failed(error, revision)
+        raise MergeError(f"There is no folder '{source}' here, and {why}. {_nearby(source)}".rstrip()) from error
+
+
+def _what_failed(error: Exception, revision: str) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, HFValidationError):
+        return "it is no name that the Hub could have"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the Hub has no revision '{revision}' of it"
+    if isinstance(error, GatedRepoError):
+        return "the Hub gives it only to those who ask: accept its terms there, then log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hub has no such model, or it is private: log in with `hf auth login`, or set HF_TOKEN"
+    cause = error.__cause__ or error  # a failed look into the cache hides the reason for it
+    if isinstance(cause, HfHubHTTPError):
+        return f"the Hub answered {cause.response.status_code}"
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "the disk is too full to download it"
+    return f"the Hub could not be reached ({type(cause).__name__})"
+
+
+def _nearby(source: str) -> str:
+    """A sentence with the nearest name of a folder or a bundled model; empty if none is near."""
+    parent = Path(source).expanduser().parent
+    try:
+        siblings = [str(path) for path in parent.iterdir() if path.is_dir()]
+    except OSError:
+        siblings = []
+    hint = did_you_mean(source, [*siblings, *bundled()])
+    return hint if hint.startswith("Did") else ""

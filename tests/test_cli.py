@@ -1,0 +1,119 @@
+"""The command line: `merge` and `inspect`, with exit status 0, or 1 and one line that says why."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from making import recipe_of, tiny, write_model
+from safetensors.torch import load_file
+
+from mergelab import Report
+from mergelab.__main__ import main
+
+
+@pytest.fixture
+def recipe(trio, tmp_path):
+    """A recipe's path; its base and two experts lie beside it."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_of(*trio, method="star").to_yaml())
+    return path
+
+
+def failed(capsys, *arguments):
+    """The one line that a failing command says."""
+    assert main([str(argument) for argument in arguments]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("mergelab: ") and line.count("\n") == 1, line
+    return line
+
+
+def test_merge_writes_a_folder_and_says_its_hash(recipe, tmp_path, capsys):
+    assert main(["merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    report = Report.from_json((tmp_path / "out/report.json").read_text())
+    assert f"sha256 {report.sha256['model.safetensors']}  model.safetensors" in said
+    assert "not merged: steps: I64" in said
+    assert "6 tensors" in said
+
+
+def test_merge_takes_the_dtype_of_the_command_line_and_writes_it_down(recipe, tmp_path):
+    assert main(["merge", str(recipe), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert load_file(tmp_path / "out/model.safetensors")["a.weight"].dtype == torch.bfloat16
+    assert "dtype: bfloat16" in (tmp_path / "out/recipe.yaml").read_text()
+
+
+def test_inspect_prints_a_table_and_writes_the_report(recipe, tmp_path, capsys):
+    assert main(["inspect", str(recipe), "--json", str(tmp_path / "report.json")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split("  ")[0] == "tensor" and "rank kept" in said[0]
+    assert [line.split()[:2] for line in said[1:3]] == [["a.weight", "6×8"], ["b.weight", "8×6"]]
+    report = Report.from_json((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert len(report.layers) == 6 and report.decomposed[0].curves["singular_values"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "base", "expert-1", "expert-2", "recipe.yaml", "report.json",
+    ]  # fmt: skip
+
+
+def test_what_the_user_can_mend_is_one_line(recipe, tmp_path, capsys):
+    assert "Cannot read the recipe" in failed(capsys, "merge", tmp_path / "absent.yaml", tmp_path / "out")
+    assert "exists already" in failed(capsys, "merge", recipe, tmp_path / "base")
+    assert "cannot be used on this machine" in failed(capsys, "merge", recipe, tmp_path / "out", "--device", "cuda:99")
+    assert "cannot be used on this machine" in failed(capsys, "merge", recipe, tmp_path / "out", "--device", "meta")
+    assert "cannot be used on this machine" in failed(capsys, "merge", recipe, tmp_path / "out", "--device", "tpuu")
+    assert "Cannot write" in failed(capsys, "inspect", recipe, "--json", tmp_path / "absent/report.json")
+    assert "Cannot write" in failed(capsys, "merge", recipe, recipe / "out")
+    (tmp_path / "expert-1/model.safetensors").write_bytes(b"")
+    assert "not a whole safetensors file" in failed(capsys, "merge", recipe, tmp_path / "out")
+    recipe.write_text("merge_method: {\n\nmodels: [")
+    assert "recipe.yaml, line" in failed(capsys, "inspect", recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_that_it_does_not_know_are_refused_with_status_2(capsys):
+    for arguments in ([], ["mrege"], ["merge"], ["merge", "a", "b", "--dtype", "int3"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_the_module_runs_as_a_program_and_shows_no_traceback(recipe, tmp_path):
+    command = [sys.executable, "-m", "mergelab"]
+    done = subprocess.run([*command, "merge", recipe, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "out/config.json").is_file(), done.stderr
+    done = subprocess.run([*command, "merge", recipe, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"mergelab: '{tmp_path}/out' exists already. Name a new folder: nothing is overwritten.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_a_merge_that_is_ended_leaves_nothing(tmp_path):
+    base = write_model(tmp_path / "base", tiny() | {f"layer{i}.weight": torch.rand(256, 256) for i in range(300)})
+    (tmp_path / "recipe.yaml").write_text(recipe_of(base, base, base, method="drm_h").to_yaml())
+    command = [sys.executable, "-m", "mergelab", "merge", tmp_path / "recipe.yaml", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any("partial" in path.name for path in tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1] == "mergelab: stopped; nothing was written.\n"
+    assert process.returncode == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "recipe.yaml"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(recipe):
+    command = f"{sys.executable} -m mergelab inspect {recipe} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_merge_counts_its_way_on_a_terminal_only(recipe, tmp_path, capsys, monkeypatch):
+    assert main(["merge", str(recipe), str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["merge", str(recipe), str(tmp_path / "two")]) == 0
+    assert "6/6 scale" in capsys.readouterr().err
+    assert json.loads((tmp_path / "two/config.json").read_text())

@@ -1,0 +1,142 @@
+"""The rules of the house: who imports whom, what the README says, one version, one list of dependencies, one style."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mergelab
+from mergelab import METHODS
+
+HOUSE = Path(__file__).resolve().parent.parent
+README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
+
+# Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
+ROOMS = {
+    "__main__": "page merge plan recipe report errors",
+    "page": "lab plots method assets recipe report errors",
+    "lab": "merge plan model tasks sources assets recipe report errors",
+    "plots": "report",
+    "__init__": "merge plan method recipe report errors",
+    "merge": "output plan method maths report errors",
+    "output": "card plan checkpoint sources report errors",
+    "card": "method recipe report",
+    "plan": "adapter checkpoint sources methods method maths recipe errors",
+    "model": "checkpoint errors",
+    "adapter": "checkpoint maths errors",
+    "checkpoint": "errors",
+    "tasks": "assets errors",
+    "sources": "assets errors",
+    "methods": "method maths errors",
+    "method": "maths report errors",
+    "recipe": "errors",
+    "report": "errors",
+    "assets": "",
+    "maths": "",
+    "errors": "",
+}
+ONLY_IN = {"gradio": "page", "plotly": "plots", "transformers": "model"}
+MODULES = sorted((HOUSE / "mergelab").rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(HOUSE / "mergelab").parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """The full names that a file imports, wherever in it they stand."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_a_room_imports_only_what_is_below_it(path):
+    room = room_of(path)
+    assert room in ROOMS, (
+        f"{path.name} has no place in the house yet: give '{room}' a line in ROOMS, and say what it may import"
+    )
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("mergelab.")}
+    rooms = {name if name in ROOMS else "__init__" for name in ours} - {room}  # a public name: mergelab.plan is a room
+    assert rooms <= set(ROOMS[room].split()), f"{room} may not import {rooms - set(ROOMS[room].split())}"
+
+
+def test_the_map_of_the_rooms_goes_only_downward():
+    order = list(ROOMS)
+    for room, below in ROOMS.items():
+        assert all(order.index(other) > order.index(room) for other in below.split()), room
+    assert {room_of(path) for path in MODULES} == set(ROOMS), "a room of the map is gone, or a new one is not on it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_each_large_library_has_one_room_and_maths_has_torch_alone(path):
+    outside = {name.split(".")[0] for name in imports_of(path)}
+    assert all(room_of(path) == ONLY_IN[library] for library in outside & ONLY_IN.keys())
+    if room_of(path) == "maths":
+        assert outside <= {"torch", "mergelab"} | sys.stdlib_module_names
+
+
+def test_importing_mergelab_brings_in_no_large_library():
+    code = f"import sys, mergelab; print(*({set(ONLY_IN)} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_public_names_exist_and_are_sorted():
+    assert all(hasattr(mergelab, name) for name in mergelab.__all__)
+    assert len(set(mergelab.__all__)) == len(mergelab.__all__)
+
+
+def pyproject(pattern):
+    return re.search(pattern, (HOUSE / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+
+
+def test_spaces_installs_what_the_package_depends_on():
+    listed = re.findall(r'"([^"]+)"', pyproject(r"^dependencies = \[(.*?)^\]"))
+    assert (HOUSE / "requirements.txt").read_text(encoding="utf-8").split() == listed
+
+
+def test_the_version_is_one_and_the_changelog_has_it():
+    assert mergelab.__version__ == pyproject(r'^version = "(.*?)"')
+    assert (
+        re.search(r"^## \[?v?(\d[\w.]*)", CHANGELOG.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        == mergelab.__version__
+    )
+
+
+def files_of_the_house():
+    """Every file that git tracks, or would if asked."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=HOUSE, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this is no clone of the repository")
+    return [Path(line) for line in done.stdout.splitlines() if (HOUSE / line).exists()]
+
+
+def test_every_file_has_a_line_in_the_readme():
+    text = README.read_text(encoding="utf-8")
+    rooms = ("mergelab", "tests", "benchmarks", "assets")
+    code = [path for path in files_of_the_house() if path.suffix == ".py" and path.parts[0] in rooms]
+    top = [path for path in files_of_the_house() if len(path.parts) == 1 and not path.name.startswith(".")]
+    assert not [str(path) for path in (*code, *top) if path.name not in text]
+
+
+def test_the_readme_runs_on_spaces_and_names_every_method():
+    text = README.read_text(encoding="utf-8")
+    front = text.split("---")[1]
+    assert re.search(r"^sdk: gradio$", front, re.MULTILINE) and re.search(r"^app_file: app\.py$", front, re.MULTILINE)
+    assert not [name for name, method in METHODS.items() if f"`{name}`" not in text or method.title not in text]
+
+
+@pytest.mark.parametrize("check", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(check):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *check, "--quiet", "."], cwd=HOUSE, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

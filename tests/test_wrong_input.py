@@ -1,0 +1,211 @@
+"""What a user can get wrong in the files is one clear MergeError that names the culprit, before any work is done."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from safetensors.torch import save_file
+
+from mergelab import MergeError, Recipe, plan
+
+
+def without(tensors, name):
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def broken_config(folder):
+    write_model(folder, tiny())
+    (folder / "config.json").write_text("{")
+
+
+def truncated(folder):
+    write_model(folder, tiny())
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+
+
+def no_safetensors(folder):
+    write_model(folder, tiny())
+    (folder / "model.safetensors").write_bytes(b"not a safetensors file at all, but longer than a header")
+
+
+def pickled(folder):
+    write_model(folder, tiny())
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def shard_missing(folder):
+    write_model(folder, tiny(), shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def index_of(folder, **index):
+    write_model(folder, tiny(), shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def two_models(folder):
+    write_model(folder, tiny())
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    shutil.copy(folder / "one.safetensors", folder / "two.safetensors")
+
+
+def adapter(folder, module="a", shape=(6, 8), **config):
+    write_adapter(
+        folder,
+        {f"{module}.lora_A.weight": noise(2, shape[1]).float(), f"{module}.lora_B.weight": noise(shape[0], 2).float()},
+        **config,
+    )
+
+
+def half_adapter(folder):
+    write_adapter(folder, {"a.lora_A.weight": noise(2, 8).float()})
+
+
+def pickled_adapter(folder):
+    adapter(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+EXPERTS = {
+    "truncated": (truncated, "'model.safetensors' of '.*' is not a whole safetensors file"),
+    "corrupt": (no_safetensors, "'model.safetensors' of '.*' is not a whole safetensors file"),
+    "pickle": (pickled, "pickled weights only, and those can run code"),
+    "empty folder": (lambda folder: folder.mkdir(), "has no safetensors weights"),
+    "two models": (two_models, "several safetensors files"),
+    "shard missing": (shard_missing, "lacks model-00002-of-00002.safetensors, which its index names"),
+    "bad index": (lambda folder: index_of(folder, weight_map=[]), "without a usable weight_map"),
+    "index leaves": (lambda folder: index_of(folder, weight_map={"a": "../x.bin"}), "without a usable weight_map"),
+    "index lies": (
+        lambda folder: index_of(folder, weight_map={"ghost": "model-00001-of-00002.safetensors"}),
+        "lacks the tensor 'ghost'",
+    ),
+    "tensor missing": (
+        lambda folder: write_model(folder, without(tiny(), "b.weight")),
+        "Expert 'expert' has no tensor 'b.weight' that the base has. Was it fine-tuned from",
+    ),
+    "other shape": (
+        lambda folder: write_model(folder, tiny() | {"a.weight": torch.zeros(7, 8)}),
+        r"'a.weight' is \[7, 8\] in expert 'expert', but \[6, 8\] in the base",
+    ),
+    "quantised": (
+        lambda folder: write_model(folder, tiny() | {"a.weight": torch.zeros(6, 8, dtype=torch.int8)}),
+        "'a.weight' of expert 'expert' is I8: quantised",
+    ),
+    "adapter elsewhere": (
+        lambda folder: adapter(folder, "layers.0.q", base_model_name_or_path="org/other"),
+        "changes 'layers.0.q.weight', which the base does not have. It says it was trained on 'org/other'",
+    ),
+    "adapter too wide": (
+        lambda folder: adapter(folder, "a", (6, 9)),
+        r"for another base: 'a.weight' is \[6, 9\], but in the base it is \[6, 8\]",
+    ),
+    "half an adapter": (half_adapter, "only half of the pair A, B for 'a.weight'"),
+    "empty adapter": (lambda folder: write_adapter(folder, {}), "is empty"),
+    "strange adapter": (lambda f: write_adapter(f, {"a.lora_magnitude": noise(2)}), "holds .*no LoRA matrix"),
+    "pickled adapter": (pickled_adapter, "has no adapter_model.safetensors"),
+    "another kind": (lambda folder: adapter(folder, peft_type="IA3"), "is of the kind IA3"),
+    "DoRA": (lambda folder: adapter(folder, use_dora=True), "uses 'use_dora'"),
+    "PiSSA": (lambda folder: adapter(folder, init_lora_weights="pissa_niter_4"), "changed the base itself"),
+    "alpha": (lambda folder: adapter(folder, lora_alpha="16"), "no usable lora_alpha"),
+    "alpha pattern": (lambda folder: adapter(folder, alpha_pattern={"[": 3}), "not a valid pattern"),
+}
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_an_expert_that_does_not_fit_is_refused_and_says_why(trio, tmp_path, case):
+    make, message = EXPERTS[case]
+    make(tmp_path / "expert")
+    with pytest.raises(MergeError, match=message):
+        plan(recipe_of(*trio, tmp_path / "expert"))
+
+
+BASES = {
+    "truncated": (truncated, "not a whole safetensors file"),
+    "pickle": (pickled, "pickled weights only"),
+    "broken config": (broken_config, "Cannot read '.*config.json'"),
+    "adapter": (adapter, "is an adapter, not a model"),
+    "no floats": (lambda folder: write_model(folder, {"steps": torch.arange(3)}), "no floating-point weights"),
+    "quantised": (lambda folder: write_model(folder, tiny(), quantization_config={"bits": 4}), "is quantised"),
+    "float8": (
+        lambda folder: write_model(folder, {"a": torch.zeros(2, 2).to(torch.float8_e4m3fn), "b": torch.zeros(2)}),
+        "is quantised",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_that_cannot_be_merged_is_refused_and_says_why(tmp_path, case):
+    make, message = BASES[case]
+    make(tmp_path / "base")
+    with pytest.raises(MergeError, match=message):
+        plan(recipe_of(tmp_path / "base", tmp_path / "base"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_nan_names_the_tensor_and_whose_it_is_and_leaves_nothing(trio, tmp_path, value, who):
+    tensors = tiny()
+    tensors["b.weight"][3, 2] = value
+    save_file(tensors, trio[who] / "model.safetensors", metadata={"format": "pt"})
+    name = "expert 'expert-2'" if who else "the base"
+    with pytest.raises(MergeError, match=f"'b.weight' of {name}.* holds NaN or an infinity"):
+        merged(recipe_of(*trio), tmp_path / "out")
+    assert not any("out" in path.name for path in tmp_path.iterdir())
+
+
+def test_a_nan_in_an_adapter_names_the_tensor_and_the_expert(trio, tmp_path):
+    pair = {"a.lora_A.weight": torch.full((2, 8), float("nan")), "a.lora_B.weight": torch.ones(6, 2)}
+    write_adapter(tmp_path / "lora", pair)
+    with pytest.raises(MergeError, match="'a.weight' of expert 'lora' holds NaN"):
+        merged(recipe_of(trio[0], tmp_path / "lora"), tmp_path / "out")
+
+
+def test_a_missing_folder_says_which_one_was_meant(trio, tmp_path):
+    with pytest.raises(MergeError, match="There is no folder .*expert-3'. Did you mean '.*expert-[12]'"):
+        plan(recipe_of(*trio, tmp_path / "expert-3"))
+    with pytest.raises(MergeError, match="config.json' is a file. A model is a folder"):
+        plan(recipe_of(trio[0], trio[0] / "config.json"))
+    for source in ("x" * 5000, "a\0b", "~nobody-of-this-name/x", "a b c"):
+        with pytest.raises(MergeError):
+            plan(recipe_of(trio[0], source))
+
+
+def test_what_stands_behind_a_plus_must_be_an_adapter(trio):
+    with pytest.raises(MergeError, match="what stands behind '\\+' must be a LoRA adapter"):
+        plan(recipe_of(trio[0], f"{trio[1]}+{trio[2]}"))
+
+
+def test_methods_settings_and_the_number_of_experts_are_checked_before_any_file_is_opened():
+    nowhere = Recipe("/nowhere", (), "star")
+    with pytest.raises(MergeError, match="There is no merge method 'starr'. Did you mean 'star'?"):
+        plan(Recipe("/nowhere", (), "starr"))
+    with pytest.raises(MergeError, match="STAR has no setting 'etta'. Did you mean 'eta'?"):
+        plan(Recipe("/nowhere", (), "star", {"etta": 3}))
+    with pytest.raises(MergeError, match="'eta' of STAR must be a number from 1 to 100, not 300"):
+        plan(Recipe("/nowhere", (), "star", {"eta": 300}))
+    with pytest.raises(MergeError, match="STAR needs at least 1 expert"):
+        plan(nowhere)
+    with pytest.raises(MergeError, match="DRM-H needs at least 2 experts, and the recipe has 1"):
+        plan(recipe_of("/nowhere", "/nowhere", method="drm_h"))
+
+
+def test_weights_that_add_up_to_nothing_have_no_average(trio, tmp_path):
+    recipe = Recipe.from_dict(
+        {
+            "merge_method": "linear",
+            "base_model": str(trio[0]),
+            "models": [{"model": str(trio[1]), "parameters": {"weight": w}} for w in (1, -1)],
+        }
+    )
+    with pytest.raises(MergeError, match="add up to 0"):
+        merged(recipe, tmp_path / "out")
+
+
+def test_an_expert_may_be_in_another_dtype_and_in_shards(trio, tmp_path):
+    halves = {name: t.bfloat16() if t.is_floating_point() else t for name, t in shifted(tiny(), 7).items()}
+    write_model(tmp_path / "halves", halves, shards=3)
+    assert merged(recipe_of(*trio, tmp_path / "halves"), tmp_path / "out").layers
