@@ -1,0 +1,136 @@
+// Plotly figures on a Gradio page: drawn in place, themed by the page, and moved by η without asking the server.
+// A figure says in layout.meta.eta how it follows η; see mergelab/plots.py, which makes the figures.
+window.mergelab = (() => {
+  const panels = new Set()
+  let eta = 40, pending = false
+
+  const css = name => getComputedStyle(document.body).getPropertyValue(name).trim()
+
+  function themed(layout) {
+    const text = css('--body-text-color') || '#333', line = css('--border-color-primary') || '#ddd'
+    const out = {...layout, template: 'none', autosize: true, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+      font: {family: css('--font') || 'sans-serif', color: text, size: 12}, dragmode: layout.dragmode || 'zoom',
+      hoverlabel: {bgcolor: css('--background-fill-primary') || '#fff', bordercolor: line, font: {color: text}}}
+    for (const key of Object.keys(out).filter(key => /^[xy]axis\d*$/.test(key)))
+      out[key] = {...out[key], gridcolor: line, linecolor: line, zerolinecolor: line}
+    return out
+  }
+
+  // On a phone: two plots one above the other, and a heatmap without what does not fit.
+  function fitted(panel, {data, layout}) {
+    const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
+    panel.host.style.height = narrow && pair ? '620px' : panel.height
+    if (!narrow) return {data, layout}
+    if (pair) return {data, layout: {...layout,
+      xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
+      xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
+    return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: -90}},
+      data: data.map(trace => trace.type === 'heatmap' ? {...trace, texttemplate: '', showscale: false} : {...trace, textangle: 0})}
+  }
+
+  function ranksOf(figure) {  // the table as (rows, 101) numbers, decoded once per figure
+    const follow = figure.layout.meta && figure.layout.meta.eta
+    if (!follow) return null
+    if (!follow.ranks) {
+      const bytes = Uint8Array.from(atob(follow.table), c => c.charCodeAt(0))
+      follow.ranks = new Uint16Array(bytes.buffer)
+    }
+    const at = Math.max(0, Math.min(100, Math.round(eta)))
+    return (...index) => {
+      let flat = 0
+      index.forEach((i, axis) => { flat = flat * follow.shape[axis] + i })
+      return follow.ranks[flat * 101 + at]
+    }
+  }
+
+  function say(sentence) {
+    const place = document.getElementById('readout')
+    if (place && place.textContent !== sentence) place.textContent = sentence
+  }
+
+  const follows = {
+    heat(panel, follow, rank) {
+      const [rows, columns] = follow.shape, z = [], text = []
+      let least = Infinity, most = 0, share = 0
+      for (let r = 0; r < rows; r++) {
+        z.push([]); text.push([])
+        for (let c = 0; c < columns; c++) {
+          const kept = rank(r, c)
+          z[r].push(kept / follow.full[c]); text[r].push(String(kept))
+          least = Math.min(least, kept); most = Math.max(most, kept); share += kept / follow.full[c]
+        }
+      }
+      Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
+      say(`At η = ${Math.round(eta)} %, STAR keeps ${least} to ${most} directions of each matrix, ` +
+        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.`)
+    },
+    cuts(panel, follow, rank) {
+      const line = css('--body-text-color'), shapes = []
+      for (let r = 0; r < follow.shape[0]; r++) for (const axis of ['', '2'])
+        shapes.push({type: 'line', xref: 'x' + axis, yref: `y${axis} domain`, x0: rank(r), x1: rank(r), y0: 0, y1: 1,
+          line: {color: follow.colours[r], width: 1.5, dash: 'dot'}})
+      shapes.push({type: 'line', xref: 'x2 domain', yref: 'y2', x0: 0, x1: 1, y0: eta / 100, y1: eta / 100,
+        line: {color: line, width: 1, dash: 'dash'}})
+      Plotly.relayout(panel.host, {shapes})
+    },
+  }
+
+  function follow(panel) {
+    const meta = panel.figure && panel.figure.layout.meta && panel.figure.layout.meta.eta
+    if (!meta || panel.host.offsetParent === null) return
+    follows[meta.kind](panel, meta, ranksOf(panel.figure))
+    panel.host.dataset.eta = String(Math.round(eta))
+  }
+
+  async function draw(panel, value) {
+    panel.figure = value ? JSON.parse(value) : null
+    if (!panel.figure) { Plotly.purge(panel.host); return }
+    const {data, layout} = fitted(panel, panel.figure)
+    panel.narrow = panel.host.offsetWidth < 600
+    const coarse = matchMedia('(pointer: coarse)').matches
+    await Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
+      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
+      toImageButtonOptions: {filename: `mergelab-${panel.key}`, scale: 2}})
+    panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
+    if (!panel.bound) {
+      panel.bound = true
+      panel.host.on('plotly_click', ({points: [point]}) =>
+        panel.trigger('select', {x: point.x, y: point.y, name: point.customdata || ''}))
+    }
+    if (layout.meta && layout.meta.says) say(layout.meta.says)
+    panel.host.dataset.draws = String(1 + Number(panel.host.dataset.draws || 0))
+    follow(panel)
+  }
+
+  function mount({element, props, trigger, watch, key}) {
+    const host = element.querySelector('.ml-plot')
+    if (!host || host.dataset.mounted) return
+    host.dataset.mounted = 'yes'
+    host.setAttribute('role', 'img')
+    const panel = {host, key, trigger, figure: null, height: host.style.height}
+    panels.add(panel)
+    watch('value', () => draw(panel, props.value))
+    draw(panel, props.value)
+    new ResizeObserver(() => {
+      if (!host.offsetWidth || !panel.figure) return
+      if (panel.narrow !== host.offsetWidth < 600) draw(panel, props.value)
+      else { Plotly.Plots.resize(host); follow(panel) }
+    }).observe(host)
+  }
+
+  function setEta(value) {  // many moves in one frame are one redraw
+    if (!Number.isFinite(Number(value))) return
+    eta = Number(value)
+    if (pending) return
+    pending = true
+    requestAnimationFrame(() => { pending = false; forgetGone(); panels.forEach(follow) })
+  }
+
+  const forgetGone = () => panels.forEach(panel => { if (!panel.host.isConnected) { Plotly.purge(panel.host); panels.delete(panel) } })
+
+  new MutationObserver(() => panels.forEach(panel => {
+    if (panel.figure && panel.host.isConnected) Plotly.relayout(panel.host, themed(panel.host.layout)).then(() => follow(panel))
+  })).observe(document.body || document.documentElement, {attributes: true, attributeFilter: ['class']})
+
+  return {mount, setEta}
+})()
