@@ -1,0 +1,108 @@
+"""A model folder made to run: loaded in float32, placed by accelerate, prompted, its answer streamed.
+
+The only room that knows transformers. Weights come from the folder's safetensors alone; code in a folder never runs.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+
+from mergelab.checkpoint import read_json
+from mergelab.errors import MergeError
+
+
+@dataclass(frozen=True)
+class Running:
+    """A model in memory with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def running(folder: Path) -> Running:
+    """Load a text-generating model; MergeError if the folder does not hold one."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if not (folder / "config.json").is_file():
+        raise MergeError(f"'{folder.name}' has no config.json, so it cannot be prompted.")
+    kind = AutoModelForSeq2SeqLM if read_json(folder / "config.json").get("is_encoder_decoder") else AutoModelForCausalLM
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it cannot be prompted.") from None
+    try:
+        model = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            device_map="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise MergeError(f"'{folder.name}' is no model that writes text, or it cannot be loaded: {reason}") from None
+    return Running(model.eval(), tokenizer)
+
+
+def answer(run: Running, prompt: str, *, tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
+    """The model's answer as it grows: each item is all of it so far. Closing the iterator stops the model.
+
+    temperature 0 is greedy; otherwise sampled, from `seed`.
+    """
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+    inputs = _encoded(run, prompt)
+    streamer = TextIteratorStreamer(run.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    stop, failure = threading.Event(), []
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+
+    def generate() -> None:
+        try:
+            torch.manual_seed(seed)
+            run.model.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=tokens,
+                streamer=streamer,
+                pad_token_id=run.tokenizer.pad_token_id or run.tokenizer.eos_token_id,
+                stopping_criteria=StoppingCriteriaList([lambda ids, scores: torch.full(ids.shape[:1], stop.is_set())]),
+            )
+        except Exception as error:  # carried over to the caller's thread
+            failure.append(error)
+            streamer.end()
+
+    worker = threading.Thread(target=generate, daemon=True)
+    worker.start()
+    text = ""
+    try:
+        for piece in streamer:
+            text += piece
+            yield text.lstrip()  # the space that parts it from the prompt
+    finally:
+        stop.set()
+        worker.join()
+    if failure:
+        raise failure[0]
+    yield text.lstrip()
+
+
+def _encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
+    """Token ids of a prompt, through the chat template if the model has one."""
+    if getattr(run.tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": prompt}]
+        prompt = run.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        encoded = run.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    else:
+        encoded = run.tokenizer(prompt, return_tensors="pt")
+    room = getattr(run.model.config, "max_position_embeddings", None)
+    if room and encoded["input_ids"].shape[1] >= room:
+        raise MergeError(f"The prompt has {encoded['input_ids'].shape[1]} tokens; this model has room for {room}.")
+    if not encoded["input_ids"].shape[1]:
+        raise MergeError("The prompt is empty. Write something to ask.")
+    return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}

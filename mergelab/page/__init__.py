@@ -1,0 +1,68 @@
+"""The page: a recipe on the left, what it does on the right. Reads like its table of contents.
+
+Only this room knows gradio. Widgets are drawn from METHODS; each button says one verb of the lab, and nobody behind the
+lab is spoken to. Events of the page are private; machines use the typed endpoints of endpoints.py.
+"""
+
+import os
+
+import gradio as gr
+
+from mergelab.assets import ASSETS
+from mergelab.lab import Lab
+from mergelab.page import endpoints
+from mergelab.page.form import draw_form
+from mergelab.page.merge_tab import draw_merge_tab
+from mergelab.page.panel import PAGE_CSS, SERVED
+from mergelab.page.prompt_tab import draw_prompt_tab
+from mergelab.page.spectra_tab import draw_spectra_tab
+
+TITLE = "mergelab"
+LINE = "Pick experts fine-tuned from one base, see what a merge keeps of each, make it, and ask it something."
+
+
+def build(lab: Lab) -> gr.Blocks:
+    """The whole page over one lab."""
+    gr.set_static_paths(SERVED)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
+        endpoints.publish(lab)  # first: an endpoint's name is its own
+        gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
+        with gr.Row(elem_id="bench"):
+            with gr.Column(scale=1, min_width=300, elem_id="side"):
+                form = draw_form(lab)
+            with gr.Column(scale=4, min_width=320), gr.Tabs() as tabs:
+                with gr.Tab("Spectra", id="spectra"):
+                    draw_spectra_tab(lab, form)
+                with gr.Tab("Merge", id="merge"):
+                    merged = draw_merge_tab(lab, form, tabs)
+                with gr.Tab("Try prompts", id="prompts"):
+                    draw_prompt_tab(lab, form, merged)
+    return page
+
+
+def launch(lab: Lab | None = None, **options):
+    """Build the page and serve it; options go to gradio's launch()."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    page = build(lab or Lab())
+    settings = {
+        "theme": _theme(),
+        "css_paths": [PAGE_CSS],
+        "run_history": False,  # it would store every figure in the browser, several times per event
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "footer_links": ["api"],
+        "show_error": False,
+        "max_file_size": "20mb",
+        "state_session_capacity": 500,
+        "favicon_path": str(ASSETS / "icon.svg"),
+    }
+    return page.queue(default_concurrency_limit=4, max_size=64).launch(**settings | options)
+
+
+def _theme() -> gr.themes.Base:
+    """Gradio's own look, tighter, in the system's fonts, with small print that can be read."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(primary_hue="indigo", spacing_size="sm", **fonts)
+    readable = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
+    readable |= {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
+    return theme.set(**readable)

@@ -1,0 +1,170 @@
+"""The left column: everything a recipe holds, as widgets. The knobs are drawn from each method's declaration."""
+
+from typing import Any, Mapping
+
+import gradio as gr
+
+from mergelab.assets import bundled
+from mergelab.errors import MergeError
+from mergelab.lab import START, Lab
+from mergelab.method import METHODS, MergeMethod, Setting, Switch
+from mergelab.page.telling import LIGHT, saying, told
+from mergelab.recipe import DTYPES, Expert, Recipe
+
+ORDER = ("star", "drm_h", "drm_v", "linear", "task_arithmetic", "ties")  # others follow, by name
+KEEP = "as the base"
+
+
+class Form:
+    """The widgets of a recipe; reads them as a Recipe and fills them from one."""
+
+    base: gr.Dropdown
+    experts: gr.Dropdown
+    method: gr.Dropdown
+    about: gr.Markdown
+    groups: dict[str, gr.Group]
+    knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox]
+    weights: gr.Textbox
+    dtype: gr.Dropdown
+    embeddings: gr.Checkbox
+    analyse: gr.Button
+    merge: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    yaml: gr.Code
+
+    @property
+    def inputs(self) -> set:
+        """All that a recipe is read from."""
+        plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings}
+        return plain | set(self.knobs.values())
+
+    @property
+    def eta(self) -> gr.Slider:
+        """STAR's η, which the pictures follow in the browser."""
+        return self.knobs["star", "eta"]
+
+    def recipe(self, data: Mapping[Any, Any]) -> Recipe:
+        """The recipe that the widgets say. data: widget -> value, as gradio hands over a set of inputs."""
+        method = METHODS[data[self.method]]
+        sources = [str(source).strip() for source in data[self.experts] or []]
+        weights = _weights(data[self.weights], len(sources))
+        if not data[self.base]:
+            raise MergeError("No base is chosen. Pick the model that the experts were fine-tuned from.")
+        if not sources:
+            raise MergeError("No expert is chosen. Pick at least two models fine-tuned from the base.")
+        return Recipe(
+            base=str(data[self.base]).strip(),
+            experts=tuple(map(Expert, sources, weights)),
+            method=method.name,
+            settings=method.checked({s.name: data[self.knobs[method.name, s.name]] for s in method.settings}),
+            dtype=None if data[self.dtype] == KEEP else data[self.dtype],
+            decompose_embeddings=bool(data[self.embeddings]),
+        )
+
+    def filled(self, recipe: Recipe) -> dict[Any, Any]:
+        """Updates that make the widgets say a recipe."""
+        if recipe.method not in METHODS:
+            raise MergeError(f"There is no merge method '{recipe.method}'.")
+        settings = METHODS[recipe.method].checked(recipe.settings)
+        weights = [f"{expert.weight:g}" for expert in recipe.experts]
+        return {
+            self.base: recipe.base,
+            self.experts: [expert.source for expert in recipe.experts],
+            self.method: recipe.method,
+            self.weights: "" if set(weights) <= {"1"} else ", ".join(weights),
+            self.dtype: recipe.dtype or KEEP,
+            self.embeddings: recipe.decompose_embeddings,
+            **{self.knobs[recipe.method, name]: value for name, value in settings.items()},
+            **self.shown(recipe.method),
+        }
+
+    def shown(self, method: str) -> dict[Any, Any]:
+        """Updates that show one method's sentence and knobs."""
+        groups = {group: gr.update(visible=name == method) for name, group in self.groups.items()}
+        return groups | {self.about: _about(METHODS[method])}
+
+
+def draw_form(lab: Lab) -> Form:
+    """Draw the column, and wire what stays inside it."""
+    start, form = Recipe.read(START), Form()
+    names = list(bundled())
+    form.base = gr.Dropdown(
+        [name for name in names if name.endswith("/base")],
+        value=start.base,
+        label="Base model",
+        info="A bundled name, a folder, or a Hub id.",
+        allow_custom_value=True,
+    )
+    form.experts = gr.Dropdown(
+        [name for name in names if not name.endswith("/base")],
+        value=[expert.source for expert in start.experts],
+        label="Experts",
+        info="Fine-tuned from the base. Type a folder, a Hub id, or model+adapter, and press Enter.",
+        multiselect=True,
+        allow_custom_value=True,
+        elem_id="experts",
+    )
+    form.method = gr.Dropdown(_titles(), value=start.method, label="Method", elem_id="method")
+    form.about = gr.Markdown(_about(METHODS[start.method]), elem_id="about")
+    form.knobs, form.groups = {}, {}
+    for method in METHODS.values():
+        with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
+            for setting in method.settings:
+                form.knobs[method.name, setting.name] = _knob(method, setting, start)
+    with gr.Row(elem_id="verbs"):
+        form.analyse = gr.Button("Analyse", min_width=70)
+        form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
+        form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
+    form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
+    with gr.Accordion("More settings", open=False):
+        form.weights = gr.Textbox("", label="Weights of the experts", placeholder="1, 1, 0.5 (empty: all 1)")
+        form.dtype = gr.Dropdown([KEEP, *DTYPES], value=KEEP, label="Number format of the merged weights")
+        form.embeddings = gr.Checkbox(False, label="Decompose embeddings, too", info="By default they are averaged.")
+    with gr.Accordion("Recipe as YAML", open=False) as yaml:
+        form.yaml = gr.Code(start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True)
+        apply = gr.Button("Apply this text to the form", size="sm")
+
+    form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
+    yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
+    filled = [*form.inputs, form.about, *form.groups.values()]
+    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, filled, **LIGHT)
+    return form
+
+
+def _titles() -> list[tuple[str, str]]:
+    names = [name for name in ORDER if name in METHODS] + sorted(set(METHODS) - set(ORDER))
+    return [(METHODS[name].title, name) for name in names]
+
+
+def _about(method: MergeMethod) -> str:
+    paper = f" [arXiv {method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
+    return method.summary + paper
+
+
+def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox:
+    value = start.settings.get(setting.name) if method.name == start.method else None
+    label, place = _symbol(setting.name), {"elem_id": f"knob-{method.name}-{setting.name}", "interactive": True}
+    if isinstance(setting.knob, Switch):
+        return gr.Checkbox(setting.default if value is None else value, label=label, info=setting.knob.help, **place)
+    knob = setting.knob
+    if value is None:
+        value = setting.default if knob.start is None else knob.start
+    return gr.Slider(knob.low, knob.high, value=value, step=knob.step, label=label, info=knob.help, **place)
+
+
+def _symbol(name: str) -> str:
+    return {"eta": "η (eta)", "lambda": "λ (lambda)"}.get(name, name)
+
+
+def _weights(text: str | None, count: int) -> list[float]:
+    parts = [part for part in (text or "").replace(";", ",").split(",") if part.strip()]
+    if not parts:
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in parts]
+    except ValueError:
+        raise MergeError(f"Weights must be numbers with commas between, not '{text}'.") from None
+    if len(weights) != count:
+        raise MergeError(f"There are {count} experts and {len(weights)} weights. Give one weight for each, or none.")
+    return weights

@@ -1,0 +1,101 @@
+"""The second tab: make the merge, see how well it does, take it home."""
+
+from typing import Any, Iterator
+
+import gradio as gr
+
+from mergelab import plots
+from mergelab.lab import Lab, Run, Score, Step, zipped
+from mergelab.method import METHODS
+from mergelab.page.form import Form
+from mergelab.page.panel import PlotlyPanel
+from mergelab.page.telling import HEAVY, PRIVATE, LIGHT, job, saying, stopped
+
+LOOK = (
+    "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its expert's: "
+    "that is what merging cost on this task. A merged bar below the base's would mean that merging did harm."
+)
+NOTHING = "Nothing is merged yet. Press **Merge** on the left."
+HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
+
+
+def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
+    """Draw the tab and wire Merge. Returns the state that holds the key of the newest run ('' before the first)."""
+    merged, past = gr.State(""), gr.State([])
+    about = gr.Markdown(NOTHING, elem_id="merged-about")
+    bars = PlotlyPanel(plots.score_bars(()), label="Scores", elem_id="scores", height=320)
+    gr.Markdown(LOOK, elem_classes="ml-look")
+    history = gr.Dataframe(
+        headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
+    )
+    whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
+    with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
+        files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
+    with gr.Accordion("Report: a row per module and expert", open=False):
+        table = gr.Dataframe(label="Facts of the merge", interactive=False, max_height=420)
+
+    @job(form.status, "Merging")
+    def merge(data: dict) -> Iterator[Step | dict]:
+        run = yield from lab.merge(form.recipe(data))
+        key = run.folder.parent.name
+        yield {merged: key, tabs: gr.Tabs(selected="merge"), about: _about(run), **downloads(run)}
+        scores: list[Score] = []
+        for score in lab.scores(run):
+            scores.append(score)
+            yield {
+                form.status: saying(f"Merged. Scoring: {score.task} …"),
+                bars: plots.score_bars([(s.task, s.base, s.expert, s.merged) for s in scores]),
+            }
+        said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
+        lines = [_line(run, scores), *data[past]]
+        yield {
+            form.status: saying(" ".join([said, *run.report.notes]), "good"),
+            past: lines,
+            history: lines,
+            **({} if scores else {bars: plots.empty("Scores are for bundled experts; ask this merge something instead.")}),
+        }
+
+    def downloads(run: Run) -> dict[Any, Any]:
+        headers, rows = run.report.table()
+        rows = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+        paths = sorted(str(path) for path in run.folder.iterdir())
+        return {
+            whole: gr.DownloadButton(value=str(zipped(run.folder)), interactive=True),
+            files: paths,
+            table: {"headers": headers, "data": rows},
+        }
+
+    outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
+    pressed = form.merge.click(merge, form.inputs | {past}, outputs, trigger_mode="once", **HEAVY)
+    form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
+    pressed.then(stopped, form.status, form.status, **LIGHT)
+    return merged
+
+
+def described(run: Run) -> str:
+    """A run in one line: method, settings, experts, the hash of its weights."""
+    title = METHODS[run.recipe.method].title
+    return f"{title} ({_settings(run)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
+
+
+def _about(run: Run) -> str:
+    report = run.report
+    skipped = "".join(f"\n- not merged: `{name}`: {why}" for name, why in report.skipped.items())
+    equal = sum(bool(layer.equal_to_base) for layer in report.layers)
+    same = f" In {equal} tensors some expert equals the base." if equal else ""
+    return (
+        f"### {described(run)}\n{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}, "
+        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What is prompted in the next tab is this very file."
+        f"{skipped}\n\nsha256 of the weights: `{run.sha256}`"
+    )
+
+
+def _line(run: Run, scores: list[Score]) -> list[Any]:
+    mean = f"{sum(score.merged for score in scores) / len(scores):.1%}" if scores else "–"
+    return [METHODS[run.recipe.method].title, _settings(run), ", ".join(run.recipe.names), mean, run.sha256[:12]]
+
+
+def _settings(run: Run) -> str:
+    words = {True: "on", False: "off"}
+    values = {n: words[v] if isinstance(v, bool) else f"{v:g}" for n, v in run.recipe.settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "no settings"

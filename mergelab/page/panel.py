@@ -1,0 +1,43 @@
+"""A Plotly figure on the page that is updated in place, follows the theme, and tells which point was clicked.
+
+gr.Plot remounts its node at each update, has no click event and leaks; this is gr.HTML with assets/panel.js behind it.
+"""
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from mergelab.assets import ASSETS
+from mergelab.plots import PLOTLY_JS
+
+PANEL_JS = ASSETS / "panel.js"
+PAGE_CSS = ASSETS / "page.css"
+SERVED = [PLOTLY_JS, PANEL_JS]
+_HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
+
+
+class PlotlyPanel(gr.HTML):
+    """A figure (a dict for plotly.js). `select` fires on a click, with x, y and name (the point's customdata)."""
+
+    def __init__(self, value: dict | None = None, *, label: str, elem_id: str, height: int, **options: Any):
+        super().__init__(
+            value=value,
+            label=label,
+            elem_id=elem_id,
+            min_height=height,
+            apply_default_css=False,
+            head=_HEAD,
+            html_template=f'<div class="ml-plot" style="height:{height}px"></div>',  # constant: a change would wipe the plot
+            js_on_load=f"mergelab.mount({{element, props, trigger, watch, key: {json.dumps(elem_id)}}}); /* 'select' */",
+            **options,
+        )
+
+    def preprocess(self, payload: Any) -> None:
+        return None  # figures travel to the browser, never back
+
+    def postprocess(self, value: dict | str | None) -> str | None:
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "string"}

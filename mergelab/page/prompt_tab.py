@@ -1,0 +1,76 @@
+"""The third tab: one prompt, and what the base, an expert and the merged model make of it, side by side."""
+
+from typing import Any, Iterator
+
+import gradio as gr
+
+from mergelab.errors import MergeError
+from mergelab.lab import Lab
+from mergelab.page.form import Form
+from mergelab.page.merge_tab import described
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, told
+
+LOOK = (
+    "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it makes "
+    "of prompts that belong to the others: an expert alone has often forgotten them."
+)
+EXAMPLES = [
+    "french: 7394 =",
+    "german: 5261 =",
+    "english: 4807 =",
+    "spanish: 2958 =",
+    "french: 93 =",
+    "reverse: 7394 =",
+    "roman: 2394 =",
+    "morse: 4031 =",
+    "sort: 7394 =",
+]
+NOT_YET = "Nothing is merged yet: press Merge."
+
+
+def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
+    """Draw the tab; wire Ask and Stop."""
+    gr.Markdown(LOOK, elem_classes="ml-look")
+    with gr.Row(elem_id="asking"):
+        prompt = gr.Textbox("french: 7394 =", label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
+        expert = gr.Dropdown(form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert")
+    with gr.Row():
+        ask = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
+        stop = gr.Button("Stop", min_width=100, elem_id="stop-asking")
+    gr.Examples(EXAMPLES, prompt, label="Held-out prompts of the bundled tasks")
+    with gr.Row(elem_id="answers"):
+        of_base, of_expert, of_merged = (
+            gr.Textbox(label=label, lines=4, interactive=False, min_width=200, elem_id=f"answer-{label.lower()}", buttons=["copy"])
+            for label in ("Base", "Expert", "Merged")
+        )
+    which = gr.Markdown(NOT_YET, elem_id="which")
+    with gr.Accordion("More settings", open=False):
+        tokens = gr.Slider(1, 512, value=48, step=1, label="Longest answer, in tokens")
+        heat = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token.")
+        seed = gr.Number(0, label="Seed", precision=0, info="The same for all three models.")
+
+    def answers(data: dict) -> Iterator[dict]:
+        if not (data[prompt] or "").strip():
+            raise MergeError("The prompt is empty. Write something to ask.")
+        run = lab.run_named(data[merged]) if data[merged] else None
+        base = run.recipe.base if run else data[form.base]
+        columns = {of_base: lab.model_folder(base, base), of_expert: lab.model_folder(data[expert], base)}
+        columns |= {of_merged: run.folder} if run else {}
+        settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
+        yield {of_base: "", of_expert: "", of_merged: "" if run else NOT_YET}
+        for texts in lab.answers(list(columns.values()), data[prompt], **settings):
+            yield dict(zip(columns, texts))
+
+    def about(key: str) -> str:
+        return f"Merged: {described(lab.run_named(key))}" if key else NOT_YET
+
+    def choices(experts: list[str], chosen: str) -> Any:
+        return gr.update(choices=experts, value=chosen if chosen in experts else next(iter(experts), None))
+
+    given = {prompt, expert, merged, form.base, tokens, heat, seed}
+    asked = gr.on(
+        [ask.click, prompt.submit], told(answers), given, [of_base, of_expert, of_merged], trigger_mode="once", **HEAVY
+    )
+    stop.click(None, None, None, cancels=[asked], **PRIVATE)
+    merged.change(told(about), merged, which, **LIGHT)
+    form.experts.change(choices, [form.experts, expert], expert, **LIGHT)

@@ -1,0 +1,136 @@
+"""The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
+
+from typing import Any, Iterator
+
+import gradio as gr
+
+from mergelab import plots
+from mergelab.assets import bundled
+from mergelab.errors import MergeError
+from mergelab.lab import Lab, Step, saved_analysis, start_analysis
+from mergelab.page.form import Form
+from mergelab.page.panel import PlotlyPanel
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.recipe import Recipe
+from mergelab.report import Report
+
+LOOK_HEAT = (
+    "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: which kind "
+    "of matrix needs many directions, which few? **Click a cell** to open that module below."
+)
+LOOK_SPECTRA = (
+    "**Left:** the strength of each direction of the change; a steep fall means that few matter. **Right:** how they add "
+    "up. The dotted lines are where η cuts; everything to their right goes, and the rest is scaled up."
+)
+LOOK_JOINT = (
+    "DRM gives all experts one basis. **Left:** its strength, direction by direction. **Right:** who owns each direction. "
+    "A stripe of one colour belongs to one expert alone: nobody contradicts it there."
+)
+FORMULA = r"""
+For expert $i$ the **task vector** of one weight matrix is $\tau_i = W_i - W_0 = U S V^\top$, with singular values
+$\sigma_1 \ge \sigma_2 \ge \dots$ **STAR** keeps the fewest directions $r$ that hold $\eta$ % of their sum, and scales
+them back up:
+
+$$ r = \min\Big\{ r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k \Big\}, \qquad
+\tau_i' = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k}\, U_r S_r V_r^\top, \qquad
+W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
+"""
+
+
+def draw_spectra_tab(lab: Lab, form: Form) -> None:
+    """Draw the tab; wire Analyse, and all that chooses what is shown."""
+    start = start_analysis(lab)
+    eta, first = _eta(start) or 40.0, start.decomposed[0].name
+    shown = gr.State(Recipe.from_dict(start.recipe).hash)
+    with gr.Row():
+        facts = gr.Dropdown(list(start.facts), value=plots.LIVE, label="Show", allow_custom_value=True, scale=1, min_width=180, elem_id="fact")
+        modules = gr.Dropdown(_modules(start), value=first, label="Module", allow_custom_value=True, scale=2, min_width=220, elem_id="module")
+    gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
+    heat = PlotlyPanel(plots.fact_heatmap(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
+    gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
+    lines = PlotlyPanel(plots.spectra(start, first, eta), label="Spectra", elem_id="lines", height=360)
+    gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
+    with gr.Column(visible=False) as joint_part:
+        joint = PlotlyPanel(None, label="Joint space", elem_id="joint", height=360)
+        gr.Markdown(LOOK_JOINT, elem_classes="ml-look")
+    with gr.Accordion("What am I looking at?", open=False):
+        gr.Markdown(FORMULA, latex_delimiters=[{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}])
+    with gr.Accordion("All numbers", open=False):
+        table = gr.Dataframe(_table(start), label="A row per module and expert", interactive=False, max_height=420)
+        with gr.Row():
+            csv, json = (str(path) for path in saved_analysis(lab, start))
+            as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
+            as_json = gr.DownloadButton("The whole analysis, spectra included (JSON)", value=json, size="sm")
+    module_part = [lines, joint_part, joint]
+    outputs = [form.status, shown, facts, modules, heat, *module_part, table, as_csv, as_json]
+
+    def module_figures(report: Report, name: str) -> dict[Any, Any]:
+        has_joint = bool(report.decomposed) and "ownership" in plots.layer_named(report, name).curves
+        return {
+            lines: plots.spectra(report, name, _eta(report)),
+            joint_part: gr.update(visible=has_joint),
+            joint: plots.joint_space(report, name) if has_joint else None,
+        }
+
+    @job(form.status, "Analysing")
+    def analyse(data: dict) -> Iterator[Step | dict]:
+        report = yield from lab.analyse(form.recipe(data))
+        fact = data[facts] if data[facts] in report.facts else report.facts[0]
+        module = plots.layer_named(report, data[modules]).name if report.decomposed else None
+        csv, json = (str(path) for path in saved_analysis(lab, report))
+        said = f"{len(report.decomposed)} matrices of {len(report.experts)} experts analysed in {report.seconds:.1f} s."
+        yield {
+            form.status: saying(" ".join([said, *report.notes]), "good"),
+            shown: Recipe.from_dict(report.recipe).hash,
+            facts: gr.update(choices=list(report.facts), value=fact),
+            modules: gr.update(choices=_modules(report), value=module),
+            heat: plots.fact_heatmap(report, fact, _eta(report) or 40.0),
+            **module_figures(report, module or ""),
+            table: _table(report),
+            as_csv: csv,
+            as_json: json,
+        }
+
+    def analyse_if_quick(data: dict) -> Iterator[dict]:
+        sources = [data[form.base], *(data[form.experts] or [])]
+        if all(source in bundled() for source in sources):
+            yield from analyse(data)
+
+    def clicked(key: str, event: gr.EventData) -> str:
+        return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
+
+    form.eta.change(None, form.eta, None, js="eta => { window.mergelab && mergelab.setEta(eta) }")
+    heat.select(told(clicked), shown, modules, **LIGHT)
+    show_module = told(lambda key, name: module_figures(_report(lab, key), name or ""))
+    modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **LIGHT)
+    show_fact = told(lambda key, fact, eta: plots.fact_heatmap(_report(lab, key), fact, eta))
+    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
+
+    given = form.inputs | {facts, modules}
+    pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
+    changes = [form.method.input, form.experts.input, form.base.input]
+    changes += [knob.release if isinstance(knob, gr.Slider) else knob.input for knob in form.knobs.values() if knob is not form.eta]
+    changed = gr.on(changes, analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
+    form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
+    for event in (pressed, changed):
+        event.then(stopped, form.status, form.status, **LIGHT)
+
+
+def _report(lab: Lab, key: str) -> Report:
+    if key not in lab.analyses:
+        raise MergeError("That analysis is not kept any more. Press Analyse again.")
+    return lab.analyses[key]
+
+
+def _eta(report: Report) -> float | None:
+    """Where the pictures cut: STAR's η; None under another method."""
+    return report.recipe["parameters"]["eta"] if report.recipe["merge_method"] == "star" else None
+
+
+def _modules(report: Report) -> list[tuple[str, str]]:
+    return [(f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name) for layer in report.decomposed]
+
+
+def _table(report: Report) -> dict[str, Any]:
+    headers, rows = report.table()
+    return {"headers": headers, "data": [[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows]}

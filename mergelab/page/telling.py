@@ -1,0 +1,95 @@
+"""What the person at the page is told: errors as one sentence, progress as a bar, both in one place that never jumps."""
+
+import functools
+import html
+import inspect
+import logging
+import time
+import uuid
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
+
+import gradio as gr
+
+from mergelab.errors import MergeError
+from mergelab.lab import Step
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+LIGHT: dict[str, Any] = PRIVATE | {"queue": False}
+HEAVY: dict[str, Any] = PRIVATE | {"concurrency_limit": 1, "concurrency_id": "heavy"}
+
+_log = logging.getLogger("mergelab")
+
+
+def told(handler: Callable) -> Callable:
+    """A handler whose MergeErrors pop up as they are, and whose bugs as a number to look up in the log."""
+
+    @functools.wraps(handler)
+    def plain(*given: Any) -> Any:
+        with _popping_up():
+            return handler(*given)
+
+    @functools.wraps(handler)
+    def generator(*given: Any) -> Iterator[Any]:
+        with _popping_up():
+            yield from handler(*given)
+
+    return generator if inspect.isgeneratorfunction(handler) else plain
+
+
+def job(status: gr.HTML, verb: str) -> Callable:
+    """Makes a handler of a generator of Steps and updates: steps become the status line, errors its last word.
+
+    The generator yields Steps as it goes, and dicts of updates for other widgets.
+    """
+
+    def over(handler: Callable[..., Iterator[Step | dict]]) -> Callable:
+        @functools.wraps(handler)
+        def safe(*given: Any) -> Iterator[dict]:
+            said = 0.0
+            try:
+                for news in handler(*given):
+                    if isinstance(news, dict):
+                        yield news
+                    elif time.monotonic() - said > 0.1:  # a page needs no more than ten a second
+                        yield {status: running(verb, news)}
+                        said = time.monotonic()
+            except Exception as error:
+                yield {status: saying(_sentence(error), "bad")}
+
+        return safe
+
+    return over
+
+
+def stopped(status: str | None) -> Any:
+    """The status line after a job: one that still says 'running' was stopped."""
+    return saying("Stopped. Nothing half-made was kept.") if "ml-running" in (status or "") else gr.skip()
+
+
+def saying(sentence: str, kind: str = "") -> str:
+    """The status line. kind: '' | 'good' | 'bad'."""
+    return f'<div class="ml-status {kind}" role="status">{html.escape(sentence)}</div>'
+
+
+def running(verb: str, step: Step) -> str:
+    """The status line while a job runs, with its bar."""
+    sentence = html.escape(f"{verb}: {step.done} of {step.total} · {step.name}")
+    bar = f'<progress max="{step.total}" value="{step.done}" aria-label="{html.escape(verb)}"></progress>'
+    return f'<div class="ml-status ml-running" role="status"><span>{sentence}</span>{bar}</div>'
+
+
+@contextmanager
+def _popping_up() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise gr.Error(html.escape(_sentence(error)), print_exception=False) from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MergeError):
+        return str(error)
+    number = uuid.uuid4().hex[:8]
+    _log.error("bug %s", number, exc_info=error)
+    return f"This is a fault of mergelab, number {number} in its log. Nothing of yours was lost."

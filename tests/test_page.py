@@ -1,0 +1,204 @@
+"""The page in a real browser: what a newcomer does in the first minute, and what goes wrong for them."""
+
+import shutil
+import time
+
+import gradio as gr
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from mergelab.lab import Lab
+from mergelab.page import launch
+from mergelab.plan import Plan
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync", "--disable-component-update", "--disable-dev-shm-usage"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(lab):
+    _, address, _ = launch(lab, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield address
+    gr.close_all(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert program, "The browser tests need Chromium; `make test` installs it."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """A page that has drawn its spectra; at the end, nothing was asked of a foreign host and nothing broke in it."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    page.faults, page.asked = [], []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda line: page.faults.append(line.text) if line.type == "error" else None)
+    page.on("request", lambda request: page.asked.append(request.url))
+    opened(page, url)
+    yield page
+    hosts = {address.split("/")[2] for address in page.asked if address.startswith("http")}
+    faults = page.faults
+    page.close()
+    assert hosts == {url.split("/")[2]} and faults == []
+
+
+def opened(page, url, query=""):
+    page.goto(f"{url}{query}")
+    page.wait_for_selector("#lines .ml-plot[data-draws]")
+    page.wait_for_selector("#heat .ml-plot[data-draws]")
+
+
+def cells(page):
+    """The numbers in the heatmap's cells."""
+    return page.locator("#heat .heatmaplayer text").all_text_contents()
+
+
+def choose(page, box, option):
+    page.locator(f"{box} input").first.click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def merged(page):
+    """Press Merge, and wait for the end of this very merge."""
+    page.evaluate("document.querySelector('#status .ml-status').className = ''")
+    page.click("#merge")
+    expect(page.locator("#status .ml-status.good")).to_contain_text("Merged 38 tensors")
+
+
+def test_the_slider_moves_both_pictures_and_asks_the_server_nothing(page):
+    before, asked = cells(page), len(page.asked)
+    slider = page.get_by_role("slider", name="η (eta)").first
+    slider.focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#heat .ml-plot")).to_have_attribute("data-eta", "60")
+    expect(page.locator("#lines .ml-plot")).to_have_attribute("data-eta", "60")
+    after = cells(page)
+    assert len(before) == len(after) == 28 * 4
+    assert all(int(new) > int(old) for old, new in zip(before, after))
+    expect(page.locator("#readout")).to_contain_text("At η = 60 %")
+    assert page.asked[asked:] == []
+
+
+def test_a_click_on_the_heatmap_opens_that_module_and_so_does_the_keyboard(page):
+    box = page.locator("#heat .nsewdrag").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 7.5 / 28, box["y"] + box["height"] / 2)
+    field = page.locator("#module input")
+    expect(field).to_have_value("1 down · 128×384")
+    expect(page.locator("#lines .ml-plot")).to_have_attribute("aria-label", "Singular values of model.layers.1.mlp.down_proj."
+                                                              "weight for 4 experts, and their running sum.")  # fmt: skip
+    field.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(field).not_to_have_value("1 down · 128×384")
+
+
+def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(page, lab):
+    merged(page)
+    run = list(lab.runs.values())[-1]
+    expect(page.locator("#merged-about")).to_contain_text(run.sha256)
+    label = page.locator("#scores .ml-plot").get_attribute("aria-label")
+    assert label.startswith("french: base") and "spanish" in label
+    expect(page.locator("#history")).to_contain_text(run.sha256[:12])
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename.endswith(".zip")
+    page.get_by_role("tab", name="Try prompts").click()
+    page.locator("#prompt textarea, #prompt input").first.fill("english: 21 =")
+    page.click("#ask")
+    expect(page.locator("#answer-merged textarea")).to_have_value("twenty-one")
+    expect(page.locator("#which")).to_contain_text(run.sha256[:16])
+
+
+def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
+    read = Plan.layer
+    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.3) or read(*given))
+    before = list(lab.runs)
+    page.click("#merge")
+    expect(page.locator("#status progress")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Merging: 5 of 38")
+    page.click("#stop")
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    time.sleep(1)
+    assert list(lab.runs) == before
+    assert not [path for path in lab.folder.rglob("*.partial*")]
+
+
+def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
+    choose(page, "#method", "DRM-H")
+    expect(page.get_by_role("slider", name="drop").first).to_be_visible()
+    expect(page.locator("#knob-star-eta")).to_be_hidden()
+    expect(page.locator("#joint .ml-plot[data-draws]")).to_be_visible()
+    expect(page.locator("#readout")).to_contain_text("joint rank")
+    choose(page, "#fact", "sign conflicts")
+    expect(page.locator("#readout")).to_contain_text("opposite directions")
+
+
+def test_a_mistake_is_told_in_one_sentence_and_nothing_is_lost(page):
+    page.locator("#experts input").first.fill("numbers/frnch")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Analyse").click()
+    status = page.locator("#status .ml-status.bad")
+    expect(status).to_contain_text("numbers/french")
+    assert len(cells(page)) == 28 * 4
+
+
+def test_the_recipe_travels_as_text_and_back(page):
+    page.get_by_role("button", name="Recipe as YAML").click()
+    editor = page.locator(".cm-content").first
+    expect(editor).to_contain_text("merge_method: star")
+    editor.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(
+        "merge_method: ties\nbase_model: numbers/base\nmodels:\n"
+        "- model: numbers/sort\n- model: numbers/roman\nparameters:\n  density: 0.5\n"
+    )
+    page.get_by_role("button", name="Apply this text").click()
+    expect(page.locator("#method input").first).to_have_value("TIES")
+    expect(page.locator("#experts")).to_contain_text("numbers/roman")
+    expect(page.get_by_role("slider", name="density").first).to_have_value("0.5")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_figures_take_the_colours_of_the_theme(page, url, theme):
+    opened(page, url, f"?__theme={theme}")
+    fill = page.locator("#heat .xtick text").first.evaluate("node => getComputedStyle(node).fill")
+    lightness = sum(map(int, fill.removeprefix("rgb(").removesuffix(")").split(",")[:3])) / 3
+    assert (lightness > 160) == (theme == "dark")
+
+
+def test_nothing_overflows_on_a_phone_and_the_two_plots_stand_one_above_the_other(page, url):
+    page.set_viewport_size({"width": 390, "height": 844})
+    opened(page, url)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    first, second = (page.locator(f"#lines .{axis}title").count() for axis in ("x", "x2"))
+    assert (first, second) == (0, 1)
+    assert page.locator("#heat .heatmaplayer text").count() == 0
+
+
+def test_machines_use_the_typed_endpoints(url):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(url, verbose=False)
+    recipe = "{merge_method: star, base_model: numbers/base, models: [{model: numbers/sort}, {model: numbers/roman}]}"
+    report = client.predict(recipe=recipe, api_name="/inspect")
+    assert report["experts"] == ["sort", "roman"]
+    assert client.predict(recipe=recipe, api_name="/merge")["sha256"].keys() == {"model.safetensors"}
+    with pytest.raises(AppError, match="Did you mean 'star'"):
+        client.predict(recipe=recipe.replace("star", "strar"), api_name="/inspect")
+    assert {"/inspect", "/merge"} == set(client.view_api(return_format="dict")["named_endpoints"])
