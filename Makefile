@@ -1,0 +1,41 @@
+# `make app` and `make test` set up all that they need; the rest is for those who work on mergelab.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: app test format assets clean
+
+app: $(VENV)/app
+	$(BIN)/python app.py
+
+test: $(VENV)/test chromium
+	$(BIN)/python -m pytest
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+assets: $(VENV)/test  ## train the bundled experts again (minutes), then analyse the first recipe
+	$(BIN)/pip install -q -r assets/train/requirements.txt
+	$(BIN)/python assets/train/numbers.py
+	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --json assets/analyses/numbers-star.json >/dev/null
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/app: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/test: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@ $(VENV)/app
+
+# The browser tests drive a Chromium: the one that is here, else Debian's.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || (apt-get update -qq && apt-get install -y -qq chromium) \
+	  || (echo "The browser tests need Chromium: install it, then run 'make test' again." >&2; exit 1)

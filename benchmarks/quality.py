@@ -1,0 +1,60 @@
+"""What each method does to the bundled experts: mean exact match on held-out prompts, as a Markdown table.
+
+`python benchmarks/quality.py` measures everything anew, in a few minutes on two cores. Nothing is tuned on the test
+prompts but where a row says "best of".
+"""
+
+import tempfile
+from pathlib import Path
+
+from mergelab.lab import Lab
+from mergelab.recipe import Expert, Recipe
+
+SKILLS = ("french", "german", "english", "spanish", "morse", "reverse", "roman", "sort")
+COUNTS = (2, 4, 8)
+ETAS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+ROWS = (
+    ("Average", "linear", {}),
+    ("Task arithmetic, λ = 1.5/N", "task_arithmetic", {"lambda": 1.5}),
+    ("TIES, density 0.2", "ties", {"density": 0.2}),
+    ("STAR, η = 40", "star", {"eta": 40}),
+    ("STAR, η = 50", "star", {"eta": 50}),
+    ("STAR, η = 50, without rescale", "star", {"eta": 50, "rescale": False}),
+    ("DRM-H, drop 0.8", "drm_h", {"drop": 0.8}),
+    ("DRM-H, drop 0.5", "drm_h", {"drop": 0.5}),
+    ("DRM-V, drop 0.8", "drm_v", {"drop": 0.8}),
+    ("DRM-V, drop 0.5", "drm_v", {"drop": 0.5}),
+)
+
+
+def means(lab: Lab, method: str, settings: dict, count: int) -> tuple[float, float, float]:
+    """Mean exact match over the first `count` skills: of the base, of each skill's own expert, of the merge."""
+    settings = settings | ({"lambda": settings["lambda"] / count} if "lambda" in settings else {})
+    experts = tuple(Expert(f"numbers/{skill}") for skill in SKILLS[:count])
+    job = lab.merge(Recipe("numbers/base", experts, method, settings))
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            scores = list(lab.scores(end.value))
+            return tuple(sum(getattr(s, who) for s in scores) / count for who in ("base", "expert", "merged"))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        print("| | " + " | ".join(f"{n} experts" for n in COUNTS) + " |\n|---|" + "---|" * len(COUNTS))
+        baseline = {n: means(lab, "linear", {}, n) for n in COUNTS}
+        print("| base, on these tasks | " + " | ".join(f"{baseline[n][0]:.1%}" for n in COUNTS) + " |")
+        print("| each expert, on its own task | " + " | ".join(f"{baseline[n][1]:.1%}" for n in COUNTS) + " |")
+        for title, method, settings in ROWS:
+            cells = [means(lab, method, settings, n)[2] for n in COUNTS]
+            print(f"| {title} | " + " | ".join(f"{cell:.1%}" for cell in cells) + " |", flush=True)
+        print("\n| η of STAR | " + " | ".join(map(str, ETAS)) + " |\n|---|" + "---|" * len(ETAS))
+        for n in COUNTS:
+            cells = [means(lab, "star", {"eta": eta}, n)[2] for eta in ETAS]
+            print(f"| {n} experts | " + " | ".join(f"{cell:.1%}" for cell in cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
