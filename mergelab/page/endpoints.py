@@ -14,7 +14,7 @@ def publish(lab: Lab) -> None:
     """Offer `inspect` and `merge`; call inside the Blocks."""
 
     def inspect(recipe: str) -> dict[str, Any]:
-        """Say what a recipe would do to each tensor: ranks kept, gains, sign conflicts, singular values. Writes nothing.
+        """Say what a recipe would do to each tensor: ranks kept, sign conflicts, singular values. Writes nothing.
 
         Args:
             recipe: a merge recipe in mergekit's YAML (merge_method, base_model, models, parameters).

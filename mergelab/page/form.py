@@ -1,6 +1,7 @@
 """The left column: everything a recipe holds, as widgets. The knobs are drawn from each method's declaration."""
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import gradio as gr
 
@@ -122,7 +123,9 @@ def draw_form(lab: Lab) -> Form:
         form.dtype = gr.Dropdown([KEEP, *DTYPES], value=KEEP, label="Number format of the merged weights")
         form.embeddings = gr.Checkbox(False, label="Decompose embeddings, too", info="By default they are averaged.")
     with gr.Accordion("Recipe as YAML", open=False) as yaml:
-        form.yaml = gr.Code(start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True)
+        form.yaml = gr.Code(
+            start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True
+        )
         apply = gr.Button("Apply this text to the form", size="sm")
 
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)

@@ -1,6 +1,7 @@
 """The second tab: make the merge, see how well it does, take it home."""
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -9,11 +10,11 @@ from mergelab.lab import Lab, Run, Score, Step, zipped
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, PRIVATE, LIGHT, job, saying, stopped
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
 
 LOOK = (
-    "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its expert's: "
-    "that is what merging cost on this task. A merged bar below the base's would mean that merging did harm."
+    "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
+    "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm."
 )
 NOTHING = "Nothing is merged yet. Press **Merge** on the left."
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
@@ -52,7 +53,11 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
             past: lines,
             history: lines,
-            **({} if scores else {bars: plots.empty("Scores are for bundled experts; ask this merge something instead.")}),
+            **(
+                {}
+                if scores
+                else {bars: plots.empty("Scores are for bundled experts; ask this merge something instead.")}
+            ),
         }
 
     def downloads(run: Run) -> dict[Any, Any]:

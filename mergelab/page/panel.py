@@ -16,6 +16,9 @@ PAGE_CSS = ASSETS / "page.css"
 SERVED = [PLOTLY_JS, PANEL_JS]
 _HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
 
+_TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'
+_MOUNT = "mergelab.mount({element, props, trigger, watch, key: %s}); /* gradio looks here for its name: 'select' */"
+
 
 class PlotlyPanel(gr.HTML):
     """A figure (a dict for plotly.js). `select` fires on a click, with x, y and name (the point's customdata)."""
@@ -28,8 +31,8 @@ class PlotlyPanel(gr.HTML):
             min_height=height,
             apply_default_css=False,
             head=_HEAD,
-            html_template=f'<div class="ml-plot" style="height:{height}px"></div>',  # constant: a change would wipe the plot
-            js_on_load=f"mergelab.mount({{element, props, trigger, watch, key: {json.dumps(elem_id)}}}); /* 'select' */",
+            html_template=_TEMPLATE % height,  # constant: a change would wipe the plot
+            js_on_load=_MOUNT % json.dumps(elem_id),
             **options,
         )
 

@@ -1,6 +1,7 @@
 """The third tab: one prompt, and what the base, an expert and the merged model make of it, side by side."""
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -11,8 +12,8 @@ from mergelab.page.merge_tab import described
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, told
 
 LOOK = (
-    "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it makes "
-    "of prompts that belong to the others: an expert alone has often forgotten them."
+    "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it "
+    "makes of prompts that belong to the others: an expert alone has often forgotten them."
 )
 EXAMPLES = [
     "french: 7394 =",
@@ -33,14 +34,23 @@ def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
     gr.Markdown(LOOK, elem_classes="ml-look")
     with gr.Row(elem_id="asking"):
         prompt = gr.Textbox("french: 7394 =", label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
-        expert = gr.Dropdown(form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert")
+        expert = gr.Dropdown(
+            form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert"
+        )
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
         stop = gr.Button("Stop", min_width=100, elem_id="stop-asking")
     gr.Examples(EXAMPLES, prompt, label="Held-out prompts of the bundled tasks")
     with gr.Row(elem_id="answers"):
         of_base, of_expert, of_merged = (
-            gr.Textbox(label=label, lines=4, interactive=False, min_width=200, elem_id=f"answer-{label.lower()}", buttons=["copy"])
+            gr.Textbox(
+                label=label,
+                lines=4,
+                interactive=False,
+                min_width=200,
+                elem_id=f"answer-{label.lower()}",
+                buttons=["copy"],
+            )
             for label in ("Base", "Expert", "Merged")
         )
     which = gr.Markdown(NOT_YET, elem_id="which")

@@ -1,6 +1,7 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -15,15 +16,15 @@ from mergelab.recipe import Recipe
 from mergelab.report import Report
 
 LOOK_HEAT = (
-    "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: which kind "
-    "of matrix needs many directions, which few? **Click a cell** to open that module below."
+    "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "
+    "which kind of matrix needs many directions, which few? **Click a cell** to open that module below."
 )
 LOOK_SPECTRA = (
-    "**Left:** the strength of each direction of the change; a steep fall means that few matter. **Right:** how they add "
-    "up. The dotted lines are where η cuts; everything to their right goes, and the rest is scaled up."
+    "**Left:** the strength of each direction of the change; a steep fall means that few matter. **Right:** how they "
+    "add up. The dotted lines are where η cuts; everything to their right goes, and the rest is scaled up."
 )
 LOOK_JOINT = (
-    "DRM gives all experts one basis. **Left:** its strength, direction by direction. **Right:** who owns each direction. "
+    "DRM gives all experts one basis. **Left:** its strength, direction by direction. **Right:** who owns each one. "
     "A stripe of one colour belongs to one expert alone: nobody contradicts it there."
 )
 FORMULA = r"""
@@ -43,8 +44,24 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
     shown = gr.State(Recipe.from_dict(start.recipe).hash)
     with gr.Row():
-        facts = gr.Dropdown(list(start.facts), value=plots.LIVE, label="Show", allow_custom_value=True, scale=1, min_width=180, elem_id="fact")
-        modules = gr.Dropdown(_modules(start), value=first, label="Module", allow_custom_value=True, scale=2, min_width=220, elem_id="module")
+        facts = gr.Dropdown(
+            list(start.facts),
+            value=plots.LIVE,
+            label="Show",
+            allow_custom_value=True,
+            scale=1,
+            min_width=180,
+            elem_id="fact",
+        )
+        modules = gr.Dropdown(
+            _modules(start),
+            value=first,
+            label="Module",
+            allow_custom_value=True,
+            scale=2,
+            min_width=220,
+            elem_id="module",
+        )
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
     heat = PlotlyPanel(plots.fact_heatmap(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
     gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
@@ -54,7 +71,13 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
         joint = PlotlyPanel(None, label="Joint space", elem_id="joint", height=360)
         gr.Markdown(LOOK_JOINT, elem_classes="ml-look")
     with gr.Accordion("What am I looking at?", open=False):
-        gr.Markdown(FORMULA, latex_delimiters=[{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}])
+        gr.Markdown(
+            FORMULA,
+            latex_delimiters=[
+                {"left": "$$", "right": "$$", "display": True},
+                {"left": "$", "right": "$", "display": False},
+            ],
+        )
     with gr.Accordion("All numbers", open=False):
         table = gr.Dataframe(_table(start), label="A row per module and expert", interactive=False, max_height=420)
         with gr.Row():
@@ -109,7 +132,11 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
     changes = [form.method.input, form.experts.input, form.base.input]
-    changes += [knob.release if isinstance(knob, gr.Slider) else knob.input for knob in form.knobs.values() if knob is not form.eta]
+    changes += [
+        knob.release if isinstance(knob, gr.Slider) else knob.input
+        for knob in form.knobs.values()
+        if knob is not form.eta
+    ]
     changed = gr.on(changes, analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
@@ -128,7 +155,10 @@ def _eta(report: Report) -> float | None:
 
 
 def _modules(report: Report) -> list[tuple[str, str]]:
-    return [(f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name) for layer in report.decomposed]
+    return [
+        (f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name)
+        for layer in report.decomposed
+    ]
 
 
 def _table(report: Report) -> dict[str, Any]:

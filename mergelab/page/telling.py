@@ -1,4 +1,4 @@
-"""What the person at the page is told: errors as one sentence, progress as a bar, both in one place that never jumps."""
+"""What the person at the page is told: errors as one sentence, progress as a bar, in one place that never jumps."""
 
 import functools
 import html
@@ -6,8 +6,9 @@ import inspect
 import logging
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import gradio as gr
 
