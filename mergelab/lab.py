@@ -1,4 +1,4 @@
-"""The verbs that the page may say, and all that is remembered between two clicks: analyses, merged models, loaded models.
+"""The verbs that the page may say, and what is remembered between two clicks: analyses, merges, loaded models.
 
 Long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
 """
@@ -10,9 +10,10 @@ import threading
 import weakref
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Generator, Iterator, TypeVar
+from typing import TypeVar
 
 from mergelab.assets import ASSETS, bundled
 from mergelab.errors import MergeError
@@ -86,7 +87,7 @@ class Kept(OrderedDict[str, Made]):
 
 
 class Lab:
-    """One process's laboratory. `runs`: the folder that merged models are written to; by default one that goes with us."""
+    """One process's laboratory. runs: the folder for what is merged; by default a temporary one."""
 
     def __init__(self, runs: Path | None = None, device: str = "auto"):
         self.folder = runs or Path(tempfile.mkdtemp(prefix="mergelab-"))

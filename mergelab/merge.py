@@ -6,7 +6,8 @@ LayerReport per tensor, and return a Report; closing one early leaves nothing be
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,10 +43,9 @@ def device_named(name: str = "auto") -> torch.device:
 def inspect(plan: Plan, device: torch.device | str = "cpu") -> Progress:
     """Measure what the recipe would do, spectra included; write nothing."""
     started, layers = time.monotonic(), []
-    for name in plan.names:
-        layer = plan.layer(name, device)
-        layers.append(_measured(layer, _merged(plan, layer), plan, curves=True))
-        yield layers[-1]
+    for _, layer in _walked(plan, device, curves=True):
+        layers.append(layer)
+        yield layer
     return _report(plan, layers, started, device)
 
 
@@ -54,16 +54,36 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu") -> Pr
     started, layers = time.monotonic(), []
     with new_folder(out) as folder:
         weights = Weights(folder, plan)
-        for name in plan.names:
-            layer = plan.layer(name, device)
-            merged = _merged(plan, layer)
-            weights.put(name, layer.base + merged.delta)
-            layers.append(_measured(layer, merged, plan, curves=False))
-            yield layers[-1]
+        for tensor, layer in _walked(plan, device, curves=False):
+            weights.put(layer.name, tensor)
+            layers.append(layer)
+            yield layer
         hashes = weights.finish()
         report = replace(_report(plan, layers, started, device), sha256=hashes)
         write_papers(folder, plan, report)
     return report
+
+
+def _walked(plan: Plan, device: torch.device | str, curves: bool) -> Iterator[tuple[Tensor, LayerReport]]:
+    """Each tensor in turn: merged, and what there is to say of it."""
+    for name in plan.names:
+        with _one_thread():
+            layer = plan.layer(name, device)
+            merged = _merged(plan, layer)
+            done = layer.base + merged.delta, _measured(layer, merged, plan, curves)
+        yield done
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Factorisations of this size lose more by waiting for each other's threads than they gain: a busy machine is
+    a hundred times slower with two threads than with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _merged(plan: Plan, layer: Layer) -> Merged:

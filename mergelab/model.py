@@ -4,9 +4,10 @@ The only room that knows transformers. Weights come from the folder's safetensor
 """
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 
@@ -30,7 +31,9 @@ def running(folder: Path) -> Running:
     disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise MergeError(f"'{folder.name}' has no config.json, so it cannot be prompted.")
-    kind = AutoModelForSeq2SeqLM if read_json(folder / "config.json").get("is_encoder_decoder") else AutoModelForCausalLM
+    kind = (
+        AutoModelForSeq2SeqLM if read_json(folder / "config.json").get("is_encoder_decoder") else AutoModelForCausalLM
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):

@@ -1,13 +1,14 @@
-"""Report -> plotly figure, as a plain dict (a hundred times faster to build than go.Figure, and checked by it in the tests).
+"""Report -> plotly figure, as a plain dict: a hundred times faster to build than go.Figure (the tests do build that).
 
-One function per picture. Colours of text and grid are left to the page's theme. A figure that follows η in the browser
-carries what it needs in `layout.meta.eta`; `layout.meta.pair` marks two plots that stand one above the other on a phone;
-`layout.meta.says` is the sentence over the heatmap. assets/panel.js reads them. Every figure has `layout.meta.alt`.
+One function per picture. Colours of text and grid are left to the page's theme. assets/panel.js reads `layout.meta`:
+`eta` is what a figure needs to follow η in the browser; `pair` marks two plots that stand one above the other on a
+phone; `says` is the sentence over the heatmap; every figure has `alt`.
 """
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import plotly
@@ -82,7 +83,13 @@ def _heat(layers: Sequence[LayerReport], rows: Sequence[str], z: np.ndarray, tex
     layout = {
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
         "xaxis": axis | {"automargin": True, "showgrid": False, "zeroline": False, "fixedrange": True},
-        "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category", "fixedrange": True},
+        "yaxis": {
+            "autorange": "reversed",
+            "automargin": True,
+            "showgrid": False,
+            "type": "category",
+            "fixedrange": True,
+        },
     }
     return {"data": [trace], "layout": layout}
 
@@ -104,7 +111,10 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
         ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
     layout["uirevision"] = module
-    layout["meta"] = {"pair": True, "alt": f"Singular values of {module} for {len(curves)} experts, and their running sum."}
+    layout["meta"] = {
+        "pair": True,
+        "alt": f"Singular values of {module} for {len(curves)} experts, and their running sum.",
+    }
     if eta is not None:
         table = _rank_table(layer)
         colours = _colours(len(curves))
@@ -124,13 +134,18 @@ def joint_space(report: Report, module: str) -> Figure:
         hover = f"direction %{{x}}: {name} has %{{y:.0%}}<extra></extra>"
         area = {"type": "scatter", "mode": "lines", "stackgroup": "owner", "line": {"width": 0, "color": colour}}
         y = np.round(np.array(share)[at], 5).tolist()
-        traces.append(area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover})
+        traces.append(
+            area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover}
+        )
     layout = _two_plots(
         ("joint singular value", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the direction", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
     layout["uirevision"] = module
-    layout["meta"] = {"pair": True, "alt": f"Joint spectrum of {module}, and each expert's share of every joint direction."}
+    layout["meta"] = {
+        "pair": True,
+        "alt": f"Joint spectrum of {module}, and each expert's share of every joint direction.",
+    }
     return {"data": traces, "layout": layout}
 
 

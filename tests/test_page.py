@@ -1,5 +1,6 @@
 """The page in a real browser: what a newcomer does in the first minute, and what goes wrong for them."""
 
+import re
 import shutil
 import time
 
@@ -11,7 +12,16 @@ from mergelab.lab import Lab
 from mergelab.page import launch
 from mergelab.plan import Plan
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync", "--disable-component-update", "--disable-dev-shm-usage"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -98,8 +108,8 @@ def test_a_click_on_the_heatmap_opens_that_module_and_so_does_the_keyboard(page)
     page.mouse.click(box["x"] + box["width"] * 7.5 / 28, box["y"] + box["height"] / 2)
     field = page.locator("#module input")
     expect(field).to_have_value("1 down · 128×384")
-    expect(page.locator("#lines .ml-plot")).to_have_attribute("aria-label", "Singular values of model.layers.1.mlp.down_proj."
-                                                              "weight for 4 experts, and their running sum.")  # fmt: skip
+    said = "Singular values of model.layers.1.mlp.down_proj.weight for 4 experts, and their running sum."
+    expect(page.locator("#lines .ml-plot")).to_have_attribute("aria-label", said)
     field.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
@@ -130,12 +140,12 @@ def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     before = list(lab.runs)
     page.click("#merge")
     expect(page.locator("#status progress")).to_be_visible()
-    expect(page.locator("#status")).to_contain_text("Merging: 5 of 38")
+    expect(page.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
     page.click("#stop")
     expect(page.locator("#status")).to_contain_text("Stopped")
     time.sleep(1)
     assert list(lab.runs) == before
-    assert not [path for path in lab.folder.rglob("*.partial*")]
+    assert not list(lab.folder.rglob("*.partial*"))
 
 
 def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
