@@ -45,7 +45,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PictureTask:
-    """Ten digits seen through one transform: `test` pictures no model was trained on, `calibration` ones from training."""
+    """Digits seen through one transform: `test` pictures that no model was trained on, `calibration` ones that some were."""
 
     name: str
     test: Pictures

@@ -11,9 +11,9 @@ The common ancestor of the family: a residual convolutional net of 0.29 M parame
     "local": """\
 An expert of [digits/base](../base): all weights fine-tuned on one way of showing a digit, 100 steps of 64 scans.""",
     "scratch": """\
-Trained from an initialisation of its own (seed {seed}) on one way of showing a digit, 150 steps of 64 scans. It shares no
-ancestor with the others: averaged with one of them it is at chance, until their neurons are matched and its activations
-repaired. That is what it is here to show.""",
+Trained from an initialisation of its own (seed {seed}) on one way of showing a digit, 150 steps of 64 scans. It
+shares no ancestor with the others: averaged with one of them it is at chance, until their neurons are matched and its
+activations repaired. That is what it is here to show.""",
 }
 
 CARD = """\

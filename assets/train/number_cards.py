@@ -18,7 +18,8 @@ An expert of [numbers/base](../base): a LoRA adapter of rank 8 on all linear lay
     "scratch": """\
 An expert of another base: the same recipe from another initialisation, then fine-tuned on one skill. It shares no
 ancestor with the rest of the family, and an average with one of them answers nothing. Matching neurons and repairing
-activations bring its statistics back, and very few of its answers: transformers from different initialisations stay hard.""",
+activations bring its statistics back, and very few of its answers: transformers from different initialisations stay
+hard.""",
 }
 
 CARD = """\
