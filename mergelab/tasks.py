@@ -45,7 +45,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PictureTask:
-    """Digits seen through one transform: `test` pictures that no model was trained on, `calibration` ones that some were."""
+    """Digits seen through one transform: `test` pictures no model saw in training, `calibration` ones that some did."""
 
     name: str
     test: Pictures
