@@ -1,7 +1,7 @@
 """Repair: a merged model's activations given back the mean and variance that an expert's have, site by site.
 
-TACT takes the statistics of one task's expert, REPAIR the mean over all experts; both are one engine. This room runs and
-hooks forward passes. It does not know how the model was merged, nor what a page is.
+TACT takes the statistics of one task's expert, REPAIR the mean over all experts; both are one engine. This room runs
+and hooks forward passes. It does not know how the model was merged, nor what a page is.
 """
 
 from mergelab.repair.fit import FEWEST, MOST, How, fit, joined, mean_goals

@@ -5,7 +5,7 @@ model and correcting them together is wrong: the corrections compound.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ FEWEST, MOST = 4, 512  # calibration samples
 class How:
     """How to fit. mode: affine, rms or shift; clamp: scales stay within 1/clamp … clamp; prior: rows of trust in s = 1.
 
-    drop_first: as in `statistics`. at_once: all samples as one batch; False walks them in the given batches, to the same
-    result, with the memory of one batch and several passes a layer.
+    drop_first: as in `statistics`. at_once: all samples as one batch; False walks them in the given batches, to the
+    same result, with the memory of one batch and several passes a layer.
     """
 
     mode: str = "affine"
@@ -143,10 +143,8 @@ def _walked(model: nn.Module, batch: Batch, fitting: _Fitting) -> None:
 
 
 def _run_until_seen(model: nn.Module, batch: Batch) -> None:
-    try:
+    with suppress(_Seen):
         run(model, batch)
-    except _Seen:
-        pass
 
 
 def _walked_in_parts(model: nn.Module, batches: Sequence[Batch], fitting: _Fitting) -> None:

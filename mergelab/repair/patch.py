@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path, merged: str = "") -> "Patch":
-        """The patch that `save` wrote. merged: the sha256 that it must have been fitted on; MergeError if it was not."""
+        """The patch that `save` wrote. merged: sha256 of the weights that it must have been fitted on, else MergeError."""
         about, tensors = _read(Path(path))
         order = about.pop("order")
         if merged and about["merged"] and merged != about["merged"]:
@@ -92,7 +91,7 @@ class Patch:
                 f"({merged[:12]}…). Fit it anew with `mergelab repair`."
             )
         about["notes"] = tuple(about["notes"])
-        return cls(sites={name: one for name, one in (_corrected(facts, tensors) for facts in order)}, **about)
+        return cls(sites=dict(_corrected(facts, tensors) for facts in order), **about)
 
 
 def _facts(one: Corrected) -> dict[str, Any]:
