@@ -5,11 +5,13 @@ and hooks forward passes. It does not know how the model was merged, nor what a 
 """
 
 from mergelab.repair.fit import FEWEST, MOST, How, fit, joined, mean_goals
+from mergelab.repair.fold import Folded, fold
 from mergelab.repair.patch import Corrected, Patch, applied
 from mergelab.repair.sites import PRESETS, Site, sites
 from mergelab.repair.statistics import Batch, Statistics, run, statistics
+from mergelab.repair.story import channels, repair
 
 __all__ = [
-    "FEWEST", "MOST", "PRESETS", "Batch", "Corrected", "How", "Patch", "Site", "Statistics", "applied", "fit", "joined",
-    "mean_goals", "run", "sites", "statistics",
+    "FEWEST", "MOST", "PRESETS", "Batch", "Corrected", "Folded", "How", "Patch", "Site", "Statistics", "applied",
+    "channels", "fit", "fold", "joined", "mean_goals", "repair", "run", "sites", "statistics",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ What a site is measured on has thus already been corrected everywhere before it.
 model and correcting them together is wrong: the corrections compound.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ def fit(
     where channels are dead or clamped. MergeError if the data is too small or the activations are not finite.
     """
     how, batches = how or How(mode), list(batches)
-    samples = sum(_samples(batch) for batch in batches)
+    samples = sum(samples_in(batch) for batch in batches)
     check_size(samples)
     fitting = _Fitting([site for site in sites if site.name in goals], goals, how)
     if not fitting.sites:
@@ -218,7 +218,8 @@ def _with_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
             module.forward = own
 
 
-def _samples(batch: Mapping[str, Tensor]) -> int:
+def samples_in(batch: Batch) -> int:
+    """How many samples a batch holds."""
     return len(next(iter(batch.values()))) if batch else 0
 
 

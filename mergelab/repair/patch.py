@@ -82,7 +82,7 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path, merged: str = "") -> "Patch":
-        """The patch that `save` wrote. merged: sha256 of the weights that it must have been fitted on, else MergeError."""
+        """The patch that `save` wrote. merged: the sha256 that its weights must have, else MergeError."""
         about, tensors = _read(Path(path))
         order = about.pop("order")
         if merged and about["merged"] and merged != about["merged"]:
