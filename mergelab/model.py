@@ -3,6 +3,7 @@
 The only room that knows transformers. Weights come from the folder's safetensors alone; code in a folder never runs.
 """
 
+import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,3 +110,36 @@ def _encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
     if not encoded["input_ids"].shape[1]:
         raise MergeError("The prompt is empty. Write something to ask.")
     return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}
+
+
+def with_biases(model: Any) -> Any:
+    """A copy of a model with a zero bias wherever its architecture has room for one; the outputs are the same.
+
+    Llama and its kin have two switches in their configuration. Mistral and Qwen2 without a sliding window are Llamas
+    to the bit, and become ones. Others come back as they are, or with biases in their attention alone.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    old = model.config.to_dict()
+    kind, wanted = type(model), copy.deepcopy(model.config)
+    if model.config.model_type in ("mistral", "qwen2") and not _slides(model.config):
+        known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+        kind, wanted = LlamaForCausalLM, LlamaConfig(**{key: old[key] for key in known & old.keys()})
+    for switch in ("attention_bias", "mlp_bias"):
+        if hasattr(wanted, switch):
+            setattr(wanted, switch, True)
+    wanted.architectures = [kind.__name__]
+    made = kind(wanted).to(dtype=model.dtype, device=model.device)
+    about = made.load_state_dict(model.state_dict(), strict=False)
+    assert not about.unexpected_keys and all(key.endswith(".bias") for key in about.missing_keys), about
+    with torch.no_grad():
+        for key in about.missing_keys:
+            made.get_parameter(key).zero_()
+    return made.eval()
+
+
+def _slides(config: Any) -> bool:
+    """Whether attention looks back through a window: Qwen2 has a length for one even where it is switched off."""
+    if hasattr(config, "use_sliding_window"):
+        return bool(config.use_sliding_window)
+    return getattr(config, "sliding_window", None) is not None

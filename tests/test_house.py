@@ -25,6 +25,7 @@ ROOMS = {
     "output": "card plan checkpoint sources report errors",
     "card": "method recipe report",
     "plan": "adapter checkpoint sources methods method maths recipe errors",
+    "repair": "maths report errors",
     "model": "checkpoint errors",
     "adapter": "checkpoint maths errors",
     "checkpoint": "errors",
