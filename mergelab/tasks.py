@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mergelab.assets import ASSETS
+from mergelab.assets import ASSETS, bundled
 
 Pair = tuple[str, str]  # (prompt, answer)
 SCANS = ASSETS / "digits" / "scans.safetensors"  # uint8, 8×8, 0…16
@@ -60,6 +60,14 @@ def tasks(family: str = "numbers") -> dict[str, Task]:
 
 def _task(name: str, test: list[list[str]], calibration: list[list[str]]) -> Task:
     return Task(name, tuple(map(tuple, test)), tuple(map(tuple, calibration)))
+
+
+def own_task(source: str) -> Task | None:
+    """The task that a bundled expert was trained for, an adapter of it included; None for any other source."""
+    family, _, name = source.partition("/")
+    if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
+        return None
+    return tasks(family).get(name.removesuffix("-lora"))
 
 
 def padded(tokenizer, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
