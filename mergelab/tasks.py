@@ -6,6 +6,7 @@ to, how a model was made, nor what is done with a score.
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -67,7 +68,18 @@ def own_task(source: str) -> Task | None:
     family, _, name = source.partition("/")
     if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         return None
-    return tasks(family).get(name.removesuffix("-lora"))
+    return tasks(family).get(_skill(name))
+
+
+def own_pictures(source: str) -> PictureTask | None:
+    """The pictures that a bundled image classifier was trained to read; None for any other source."""
+    known = source in bundled() and source.startswith("digits/")
+    return picture_tasks().get(_skill(source.partition("/")[2])) if known else None
+
+
+def _skill(name: str) -> str:
+    """What an expert is named after: 'morse-lora' -> 'morse', 'scratch-upright-2' -> 'upright'."""
+    return re.sub(r"^scratch-|-lora$|-\d+$", "", name)
 
 
 def padded(tokenizer, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:

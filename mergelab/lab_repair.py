@@ -1,0 +1,383 @@
+"""The verbs of the Repair tab, and what is remembered of them: outcomes, their patches, the folders to take home.
+
+As in lab.py, long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
+"""
+
+import csv
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from mergelab.align import Alignment, alignment, compared, selftest
+from mergelab.assets import ASSETS
+from mergelab.checkpoint import Checkpoint
+from mergelab.errors import MergeError
+from mergelab.experiment import (
+    BASE, PLAIN, REPAIRED, WITHOUT, Matching, Outcome, Subject, Trial, agreement, body_for, control, goals_of, proven,
+    repaired, subject, theory_of,
+)  # fmt: skip
+from mergelab.lab import Kept, Lab, Run, Step, zipped
+from mergelab.merge import merge
+from mergelab.model import Running, answer, running
+from mergelab.output import companions
+from mergelab.plan import plan
+from mergelab.recipe import Expert, Recipe
+from mergelab.repair import FEWEST, MOST, Batch, Patch, Site, applied, fit, joined, sites, statistics
+from mergelab.repair.calibration import Sample, read_samples
+from mergelab.repair.control import check_coordinates
+from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
+from mergelab.report import RepairReport
+
+STORY = ASSETS / "analyses" / "digits-repair.json"  # what the tab opens with, made in advance
+ALIGN = ("none", "weights", "activations", "best")  # best: all are tried, the average is judged on calibration data
+LEFT = "The recipe on the left"
+
+
+def _recipe(*sources: str, base: str | None = None, method: str = "linear", **settings: Any) -> Recipe:
+    return Recipe(base or sources[0], tuple(map(Expert, sources)), method, settings)
+
+
+STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and how its experts are aligned first
+    "Digits: two nets from different initialisations": (
+        _recipe("digits/scratch-upright", "digits/scratch-invert"),
+        "activations",
+    ),
+    "Digits: four nets from different initialisations": (
+        _recipe(*(f"digits/scratch-{task}" for task in ("upright", "invert", "rot90", "mirror"))),
+        "activations",
+    ),
+    "Digits: one task, two seeds": (_recipe("digits/scratch-upright", "digits/scratch-upright-2"), "activations"),
+    "Digits: four experts of one base": (
+        _recipe(*(f"digits/{task}" for task in ("upright", "invert", "rot90", "mirror")), base="digits/base"),
+        "none",
+    ),
+    "Numbers: four experts of one base, STAR": (
+        _recipe(
+            *(f"numbers/{task}" for task in ("french", "german", "english", "spanish")), base="numbers/base",
+            method="star", eta=50.0,
+        ),
+        "none",
+    ),
+    "Numbers: two Llamas from different initialisations": (
+        _recipe("numbers/french", "numbers/scratch-french"),
+        "weights",
+    ),
+    LEFT: (None, "none"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trial that was run: what it found, the merge itself, and what it takes to write its repairs."""
+
+    trial: Trial
+    outcome: Outcome
+    run: Run
+    patches: dict[str, Patch] = field(default_factory=dict)
+    batches: dict[str, list[Batch]] = field(default_factory=dict)
+    experts: dict[str, Path] = field(default_factory=dict)  # in the merged model's coordinates
+
+    @property
+    def key(self) -> str:
+        """What it is kept under: the folder of its merge."""
+        return self.run.folder.parent.name
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A merge and its tasks in one system of coordinates."""
+
+    model: Running
+    subjects: list[Subject]
+    where: tuple[Site, ...]
+    goals: list
+
+
+class RepairLab:
+    """What the Repair tab can say, over one Lab."""
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+        self.told: Kept[Told] = Kept(6)
+        self._patches: Kept[Patch] = Kept(32)
+
+    # The story -----------------------------------------------------------------------------------------------
+
+    def tell(self, trial: Trial, align: str = "none") -> Generator[Step | Outcome, None, Told]:
+        """Merge plainly, align, merge again, look, repair, score. Yields Steps, and the Outcome after each task."""
+        if align not in ALIGN:
+            raise MergeError(f"There is no alignment '{align}'. Known are: {', '.join(ALIGN)}.")
+        if trial.target == "mean":  # the data of all tasks goes into one pass
+            trial = replace(trial, samples=min(trial.samples, max(FEWEST, MOST // len(trial.recipe.experts))))
+        home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.folder))
+        try:
+            told = yield from self._told(trial, align, home)
+        except BaseException:
+            shutil.rmtree(home, ignore_errors=True)
+            raise
+        self.told.keep(told.key, told)
+        return told
+
+    def _told(self, trial: Trial, align: str, home: Path) -> Generator[Step | Outcome, None, Told]:
+        started, recipe, moved = time.monotonic(), trial.recipe, align != "none"
+        steps = _Steps(len(recipe.experts), moved, trial.without)
+        own = [self.lab.model_folder(expert.source, recipe.base) for expert in recipe.experts]
+        first = []
+        for name, expert, folder in zip(recipe.names, recipe.experts, own):
+            yield steps(f"the answers of {name}")
+            first.append(subject(name, expert.source, running(folder), trial))
+        stages, folders, matching = [], own, Matching()
+        if moved:
+            yield steps("plain average")
+            model = yield from self._loaded(recipe, home / "plain", steps)
+            stages = [self._stage(model, first, trial)]
+            folders, matching = yield from self._aligned(trial, align, first, own, home, steps)
+            recipe = replace(recipe, experts=tuple(replace(e, source=str(f)) for e, f in zip(recipe.experts, folders)))
+        yield steps("merge")
+        run = yield from _named(self.lab.merge(recipe), steps)
+        subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
+        stages.append(self._stage(running(run.folder), subjects, trial))
+        outcome = _looked_at(trial, align, matching, stages)
+        told = Told(trial, outcome, run, experts=dict(zip(trial.recipe.names, folders)))
+        told = yield from self._repaired(told, stages, home, steps)
+        return replace(told, outcome=replace(told.outcome, seconds=round(time.monotonic() - started, 1)))
+
+    def _stage(self, model: Running, subjects: list[Subject], trial: Trial) -> _Stage:
+        where = sites(subjects[0].expert.model, trial.sites)
+        return _Stage(model, subjects, where, goals_of(subjects, where, trial))
+
+    def _aligned(
+        self, trial: Trial, how: str, subjects: list[Subject], own: list[Path], home: Path, steps: "_Steps"
+    ) -> Generator[Step, None, tuple[list[Path], Matching]]:
+        """Every expert in the base's coordinates, in folders of its own; the base, and one that is it, stays."""
+        yield steps("self-test of the symmetries")
+        base = self.lab.model_folder(trial.recipe.base, trial.recipe.base)
+        reference = Checkpoint(base, trial.recipe.base)
+        error = selftest(reference)
+        data = [joined([batch for one in subjects for batch in one.batches])]
+        folders, found = [], []
+        for i, (one, folder) in enumerate(zip(subjects, own)):
+            yield steps(f"aligning {one.name}")
+            if folder == base:
+                folders.append(folder)
+                continue
+            expert = Checkpoint(folder, one.name)
+            if how == "best":
+                found.append(compared(reference, expert, reference.config, data)[0].alignment)
+            else:
+                found.append(alignment(reference, expert, reference.config, how, data))
+            folders.append(_written(found[-1], expert, home / str(i) / folder.name))
+        chosen = ", ".join(dict.fromkeys(one.how for one in found)) or how
+        return folders, Matching(chosen, _mean_curve([one.objective for one in found]), error=error)
+
+    def _repaired(
+        self, told: Told, stages: list[_Stage], home: Path, steps: "_Steps"
+    ) -> Generator[Step | Outcome, None, Told]:
+        """Task by task: the plain merge, the one to repair, and the controls."""
+        trial, now, outcome = told.trial, stages[-1], told.outcome
+        for i, one in enumerate(now.subjects):
+            yield steps(f"repairing for {one.name}")
+            goals, batches = now.goals[i]
+            patch, report = repaired(now.model.model, one, goals, batches, now.where, trial)
+            scores = dict(report.scores)
+            if len(stages) > 1:
+                yield steps(f"{one.name}: repair without alignment")
+                before = stages[0]
+                _, plain = repaired(before.model.model, before.subjects[i], *before.goals[i], before.where, trial)
+                outcome = replace(outcome, plain=outcome.plain | {one.name: _unrepaired(plain)})
+                scores |= _renamed(plain.scores)
+            yield steps(f"{one.name}: controls")
+            scores |= yield from self._controls(told, i, now, home)
+            body = body_for(now.model.model, one, trial)
+            report = proven(replace(report, scores=scores), body, patch, batches)
+            told.patches[one.name], told.batches[one.name] = patch, batches
+            tested = outcome.tested | ({one.name: one.tests} if one.tests else {})
+            outcome = replace(outcome, reports=(*outcome.reports, report), tested=tested)
+            yield outcome
+        return replace(told, outcome=outcome)
+
+    def _controls(self, told: Told, i: int, now: _Stage, home: Path) -> Generator[Step, None, dict[str, float]]:
+        """The base, and on request the merge without this expert, before and after the same repair."""
+        recipe, one, scores = told.trial.recipe, now.subjects[i], {}
+        if one.score is None:
+            return scores
+        models = {}
+        if recipe.base != recipe.experts[i].source:
+            models[BASE] = running(self.lab.model_folder(recipe.base, recipe.base))
+        others = tuple(expert for j, expert in enumerate(told.run.recipe.experts) if j != i)
+        if told.trial.without and others:
+            alone = replace(told.run.recipe, experts=others, method="linear" if len(others) == 1 else recipe.method)
+            settings = {} if alone.method == "linear" else alone.settings
+            quiet = _Steps(0, False, False)
+            models[WITHOUT] = yield from self._loaded(replace(alone, settings=settings), home / f"without-{i}", quiet)
+        for name, model in models.items():
+            found = control(model.model, one, *now.goals[i], now.where, told.trial)
+            scores[name], scores[f"{name}, {REPAIRED}"] = found
+        return scores
+
+    def _loaded(self, recipe: Recipe, out: Path, steps: "_Steps") -> Generator[Step, None, Running]:
+        """A merge that is looked at and not kept."""
+        work = plan(recipe)
+        yield from _named((Step(0, 0, layer.name) for layer in merge(work, out, self.lab._device())), steps)
+        return running(out)
+
+    # One patch, for a prompt or a score ----------------------------------------------------------------------
+
+    def patch(self, run: Run, source: str, lines: tuple[Sample, ...] = ()) -> Patch:
+        """TACT of a kept merge for one expert's task, on its bundled prompts or on the given ones. Fitted once."""
+        key = f"{run.folder} {source} {hash(lines)}"
+
+        def made() -> Patch:
+            trial = Trial(run.recipe, lines=lines)
+            expert = running(self.lab.model_folder(source, run.recipe.base))
+            one, model = subject(Path(source).name, source, expert, trial), self.lab._running(run.folder)
+            where = sites(model.model, trial.sites)
+            goals = statistics(expert.model, one.batches, where)
+            return fit(model.model, goals, one.batches, where, how=trial.how, task=one.name)
+
+        return self._patches.get_or_make(key, made)
+
+    def repaired_answer(self, run: Run, patch: Patch, prompt: str, **how: Any) -> Iterator[str]:
+        """The answer of a kept merge that wears a patch, as it grows."""
+        model = self.lab._running(run.folder)
+        with applied(model.model, patch):
+            yield from answer(model, prompt, **how)
+
+    def repaired_score(self, run: Run, source: str) -> float | None:
+        """What a kept merge scores on a bundled expert's task, repaired for it; None for other experts."""
+        model = self.lab._running(run.folder)
+        one = subject(Path(source).name, source, model, Trial(run.recipe))
+        if one.score is None:
+            return None
+        with applied(model.model, self.patch(run, source)):
+            return one.score(model.model)
+
+    # To take home --------------------------------------------------------------------------------------------
+
+    def written(self, key: str, sidecar: bool) -> Generator[Step, None, list[Path]]:
+        """One zip per task with the repair in its weights; or one with the merge and a small file per task."""
+        if key not in self.told:
+            raise MergeError("That run is not kept any more. Press Run again.")
+        told, home = self.told[key], Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.folder))
+        merged, reports = running(told.run.folder), {report.task: report for report in told.outcome.reports}
+        if sidecar:
+            place = home / f"{told.run.folder.name}-sidecars"
+            place.mkdir()
+            write_body(place, told.run.folder)
+        paths = []
+        for i, (name, patch) in enumerate(told.patches.items(), start=1):
+            yield Step(i, len(told.patches), name)
+            patch = replace(patch, merged=weights_sha256(told.run.folder))
+            if sidecar:
+                write_sidecar(place, patch, reports[name])
+                continue
+            one = Subject(name, running(told.experts[name]), told.batches[name], None)
+            body = replace(merged, model=body_for(merged.model, one, told.trial))
+            out = home / f"{told.run.folder.name}-{name.replace('/', '-')}"
+            write_folded(out, body, told.run.folder, patch, joined(one.batches), reports[name])
+            paths.append(zipped(out))
+        return [zipped(place)] if sidecar else paths
+
+    def saved(self, outcome: Outcome) -> list[Path]:
+        """An outcome as files: its sites and its scores as CSV, all of it as JSON."""
+        folder = Path(tempfile.mkdtemp(prefix="outcome-", dir=self.lab.folder))
+        for name, (headers, rows) in {"sites": outcome.table(), "scores": outcome.score_table()}.items():
+            with open(folder / f"mergelab-repair-{name}.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([headers, *rows])
+        (folder / "mergelab-repair.json").write_text(outcome.to_json(indent=1), encoding="utf-8")
+        return sorted(folder.iterdir())
+
+
+def story() -> Outcome:
+    """The outcome that the tab opens with: shipped, so that the first picture waits for nothing."""
+    return Outcome.from_json(STORY.read_text(encoding="utf-8"))
+
+
+def lines_in(text: str, file: str | None = None) -> tuple[Sample, ...]:
+    """The samples of a pasted text, a prompt a line, or of an uploaded .txt or .jsonl file."""
+    if file:
+        return tuple(read_samples(file))
+    return tuple((line.strip(), None) for line in (text or "").splitlines() if line.strip())
+
+
+class _Steps:
+    """Counts what is done, and knows about how much there is."""
+
+    def __init__(self, experts: int, aligned: bool, without: bool):
+        self.done, self.now = 0, ""
+        self.total = (3 if not aligned else 5) * experts + (1 if not aligned else 3)
+
+    def __call__(self, name: str) -> Step:
+        self.done, self.now = min(self.done + 1, self.total), name
+        return Step(self.done, self.total, name)
+
+    def within(self, name: str) -> Step:
+        """The same step, a little further on."""
+        return Step(self.done, self.total, f"{self.now}: {name}")
+
+
+def _named(job: Iterator[Step], steps: _Steps) -> Generator[Step, None, Any]:
+    """A job within a job: its steps keep the place of the outer one, where that counts."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            return end.value
+        yield steps.within(step.name)
+
+
+def _looked_at(trial: Trial, align: str, matching: Matching, stages: list[_Stage]) -> Outcome:
+    """What can be said of the experts before any repair: how they agree, and what an average of them keeps."""
+    found = [agreement(stage.subjects, stage.where) for stage in stages]
+    matching = replace(matching, before=found[0][1], after=found[-1][1] if align != "none" else ())
+    asked = {key: value for key, value in asdict(trial).items() if key not in ("recipe", "lines")}
+    asked |= {"recipe": trial.recipe.to_dict(), "align": align, "lines": len(trial.lines)}
+    notes = _coordinates(stages[-1]) if align == "none" else ()
+    return Outcome(asked, theory=theory_of(found[-1][0], len(trial.recipe.experts)), matching=matching, notes=notes)
+
+
+def _coordinates(stage: _Stage) -> tuple[str, ...]:
+    """A note if the experts' channels do not correspond: then a repair starts from the wrong goals."""
+    one = stage.subjects[0]
+    for other in stage.subjects[1:]:
+        try:
+            check_coordinates(
+                one.expert.model, other.expert.model, one.batches[0], stage.where, (one.name, other.name)
+            )
+        except MergeError as error:
+            return (str(error),)
+    return ()
+
+
+def _written(found: Alignment, expert: Checkpoint, place: Path) -> Path:
+    """An aligned expert as an ordinary folder."""
+    place.mkdir(parents=True)
+    aligned = found.aligned(expert)
+    save_file({name: tensor.contiguous() for name, tensor in aligned.items()}, place / "model.safetensors", {"format": "pt"})
+    for path in companions(expert.folder):
+        shutil.copyfile(path, place / path.name)
+    return place
+
+
+def _mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The mean of several curves, a short one held at its last value."""
+    longest = max(map(len, curves), default=0)
+    held = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves if curve]
+    return tuple(sum(column) / len(column) for column in zip(*held))
+
+
+def _unrepaired(report: RepairReport) -> tuple:
+    """A report's channels without those of its repair."""
+    return tuple(replace(one, repaired_mean=(), repaired_var=()) for one in report.channels)
+
+
+def _renamed(scores: dict[str, float]) -> dict[str, float]:
+    if not scores:
+        return {}
+    return {PLAIN: scores["merged"], f"{PLAIN}, {REPAIRED}": scores["repaired"]}
