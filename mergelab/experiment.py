@@ -28,7 +28,14 @@ from mergelab.report import Channels, RepairReport
 from mergelab.tasks import PictureTask, Task, exact_match, own_pictures, own_task, right_labels
 
 Score = Callable[[nn.Module], float]
-PLAIN, MERGED, REPAIRED, EXPERT, BASE, WITHOUT = "plain average", "merged", "repaired", "expert", "base", "without the expert"
+PLAIN, MERGED, REPAIRED, EXPERT, BASE, WITHOUT = (
+    "plain average",
+    "merged",
+    "repaired",
+    "expert",
+    "base",
+    "without the expert",
+)
 _ROWS = 4096  # of an activation: enough to see a correlation
 _HISTOGRAM = 2000  # correlations that are kept for the picture
 

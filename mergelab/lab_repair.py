@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from mergelab.output import companions
 from mergelab.plan import plan
 from mergelab.recipe import Expert, Recipe
 from mergelab.repair import FEWEST, MOST, Batch, Patch, Site, applied, fit, joined, sites, statistics
+from mergelab.repair import MODES as MODES
+from mergelab.repair import PRESETS as PRESETS
 from mergelab.repair.calibration import Sample, read_samples
 from mergelab.repair.control import check_coordinates
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
@@ -126,7 +129,7 @@ class RepairLab:
 
     def _told(self, trial: Trial, align: str, home: Path) -> Generator[Step | Outcome, None, Told]:
         started, recipe, moved = time.monotonic(), trial.recipe, align != "none"
-        steps = _Steps(len(recipe.experts), moved, trial.without)
+        steps = _Steps(len(recipe.experts), moved)
         own = [self.lab.model_folder(expert.source, recipe.base) for expert in recipe.experts]
         first = []
         for name, expert, folder in zip(recipe.names, recipe.experts, own):
@@ -193,7 +196,7 @@ class RepairLab:
                 outcome = replace(outcome, plain=outcome.plain | {one.name: _unrepaired(plain)})
                 scores |= _renamed(plain.scores)
             yield steps(f"{one.name}: controls")
-            scores |= yield from self._controls(told, i, now, home)
+            scores |= yield from self._controls(told, i, now, home, steps)
             body = body_for(now.model.model, one, trial)
             report = proven(replace(report, scores=scores), body, patch, batches)
             told.patches[one.name], told.batches[one.name] = patch, batches
@@ -202,7 +205,9 @@ class RepairLab:
             yield outcome
         return replace(told, outcome=outcome)
 
-    def _controls(self, told: Told, i: int, now: _Stage, home: Path) -> Generator[Step, None, dict[str, float]]:
+    def _controls(
+        self, told: Told, i: int, now: _Stage, home: Path, steps: "_Steps"
+    ) -> Generator[Step, None, dict[str, float]]:
         """The base, and on request the merge without this expert, before and after the same repair."""
         recipe, one, scores = told.trial.recipe, now.subjects[i], {}
         if one.score is None:
@@ -214,8 +219,7 @@ class RepairLab:
         if told.trial.without and others:
             alone = replace(told.run.recipe, experts=others, method="linear" if len(others) == 1 else recipe.method)
             settings = {} if alone.method == "linear" else alone.settings
-            quiet = _Steps(0, False, False)
-            models[WITHOUT] = yield from self._loaded(replace(alone, settings=settings), home / f"without-{i}", quiet)
+            models[WITHOUT] = yield from self._loaded(replace(alone, settings=settings), home / f"without-{i}", steps)
         for name, model in models.items():
             found = control(model.model, one, *now.goals[i], now.where, told.trial)
             scores[name], scores[f"{name}, {REPAIRED}"] = found
@@ -258,13 +262,22 @@ class RepairLab:
         with applied(model.model, self.patch(run, source)):
             return one.score(model.model)
 
+    def outcome(self, key: str) -> Outcome:
+        """What a run found; the shipped one for ''. MergeError if it is not kept any more."""
+        return story() if not key else self._kept(key).outcome
+
+    def _kept(self, key: str) -> Told:
+        if key not in self.told:
+            raise MergeError("That run is not kept any more. Press Run again.")
+        return self.told[key]
+
     # To take home --------------------------------------------------------------------------------------------
 
     def written(self, key: str, sidecar: bool) -> Generator[Step, None, list[Path]]:
         """One zip per task with the repair in its weights; or one with the merge and a small file per task."""
-        if key not in self.told:
-            raise MergeError("That run is not kept any more. Press Run again.")
-        told, home = self.told[key], Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.folder))
+        if not key:
+            raise MergeError("What you see is an example that was made in advance. Press Run, then take yours home.")
+        told, home = self._kept(key), Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.folder))
         merged, reports = running(told.run.folder), {report.task: report for report in told.outcome.reports}
         if sidecar:
             place = home / f"{told.run.folder.name}-sidecars"
@@ -294,6 +307,7 @@ class RepairLab:
         return sorted(folder.iterdir())
 
 
+@cache
 def story() -> Outcome:
     """The outcome that the tab opens with: shipped, so that the first picture waits for nothing."""
     return Outcome.from_json(STORY.read_text(encoding="utf-8"))
@@ -309,7 +323,7 @@ def lines_in(text: str, file: str | None = None) -> tuple[Sample, ...]:
 class _Steps:
     """Counts what is done, and knows about how much there is."""
 
-    def __init__(self, experts: int, aligned: bool, without: bool):
+    def __init__(self, experts: int, aligned: bool):
         self.done, self.now = 0, ""
         self.total = (3 if not aligned else 5) * experts + (1 if not aligned else 3)
 
@@ -322,14 +336,15 @@ class _Steps:
         return Step(self.done, self.total, f"{self.now}: {name}")
 
 
-def _named(job: Iterator[Step], steps: _Steps) -> Generator[Step, None, Any]:
+def _named(job: Generator[Step, None, Any], steps: _Steps) -> Generator[Step, None, Any]:
     """A job within a job: its steps keep the place of the outer one, where that counts."""
-    while True:
-        try:
-            step = next(job)
-        except StopIteration as end:
-            return end.value
-        yield steps.within(step.name)
+    try:
+        while True:
+            yield steps.within(next(job).name)
+    except StopIteration as end:
+        return end.value
+    finally:
+        job.close()
 
 
 def _looked_at(trial: Trial, align: str, matching: Matching, stages: list[_Stage]) -> Outcome:
@@ -347,9 +362,7 @@ def _coordinates(stage: _Stage) -> tuple[str, ...]:
     one = stage.subjects[0]
     for other in stage.subjects[1:]:
         try:
-            check_coordinates(
-                one.expert.model, other.expert.model, one.batches[0], stage.where, (one.name, other.name)
-            )
+            check_coordinates(one.expert.model, other.expert.model, one.batches[0], stage.where, (one.name, other.name))
         except MergeError as error:
             return (str(error),)
     return ()
@@ -359,7 +372,9 @@ def _written(found: Alignment, expert: Checkpoint, place: Path) -> Path:
     """An aligned expert as an ordinary folder."""
     place.mkdir(parents=True)
     aligned = found.aligned(expert)
-    save_file({name: tensor.contiguous() for name, tensor in aligned.items()}, place / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in aligned.items()}, place / "model.safetensors", {"format": "pt"}
+    )
     for path in companions(expert.folder):
         shutil.copyfile(path, place / path.name)
     return place

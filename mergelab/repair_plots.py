@@ -7,22 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from mergelab.maths.interval import wilson
 from mergelab.plots import COLOURS, MERGED_COLOUR, Figure, empty
 from mergelab.report import Channels, RepairReport
 
-PLAIN, MERGED, REPAIRED = "plain average", "aligned", "repaired"
-_DASHES = {PLAIN: "dot", MERGED: "dash", REPAIRED: "solid"}
-_SHADES = {  # one a bar: the controls are grey, the story has colours
-    "base": "#9ca3af",
+PLAIN, MERGED, ALIGNED, REPAIRED = "plain average", "merged", "aligned", "repaired"
+_DASHES = {PLAIN: "dot", MERGED: "dash", ALIGNED: "dash", REPAIRED: "solid"}
+_SHADES = {  # what bars are drawn of, in this order; the controls are pale
     PLAIN: "#f59e0b",
     "merged": "#3b82f6",
-    MERGED: "#3b82f6",
     REPAIRED: "#10b981",
     "expert": "#6366f1",
-    "plain average, repaired": "#fcd34d",
-    "base, repaired": "#d1d5db",
-    "without the expert": "#fca5a5",
-    "without the expert, repaired": "#ef4444",
+    f"{PLAIN}, {REPAIRED}": "#fcd34d",
+    f"base, {REPAIRED}": "#9ca3af",
+    f"without the expert, {REPAIRED}": "#fca5a5",
 }
 _MOST_LABELS = 40  # of one axis
 _FLOOR = -10.0  # of log2: a ratio of a thousandth is as good as none
@@ -39,27 +37,39 @@ def variance_ratio(
     plain: task -> the channels of the merge before alignment. theory: (1+(N-1)ρ)/N at each site, ρ measured there.
     merged: what the merge that is repaired is called.
     """
-    if not reports:
+    if not reports or not reports[0].channels:
         return empty("The variance appears here, layer by layer, after a run.")
-    names = [one.site for one in reports[0].channels]
-    labels, traces = [site_label(name) for name in names], []
+    names, traces = [one.site for one in reports[0].channels], []
     for colour, report in zip(_colours(len(reports)), reports):
         stages = {PLAIN: (plain.get(report.task, ()), "merged"), merged: (report.channels, "merged")}
         stages[REPAIRED] = report.channels, "repaired"
         for stage, (channels, whose) in stages.items():
             if channels and getattr(channels[0], f"{whose}_var"):
-                traces.append(_curve(f"{report.task}: {stage}", names, channels, whose, colour, _DASHES.get(stage, "dash")))
+                traces.append(_curve(f"{report.task}: {stage}", names, channels, whose, colour, _DASHES[stage]))
+        traces.append(_entry(report.task, {"color": colour, "width": 5}))
+    for stage in (PLAIN, merged, REPAIRED)[not plain :]:
+        traces.append(_entry(stage, {"color": MERGED_COLOUR, "width": 2, "dash": _DASHES[stage]}))
     if theory:
-        line = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
-        y = [round(math.log2(max(share, 2.0**_FLOOR)), 4) for share in theory]
-        hover = "%{customdata}<br>(1+(N−1)ρ)/N = 2^%{y:.2f}<extra></extra>"
-        traces.append(_line("(1+(N−1)ρ)/N", range(len(names)), y, line) | {"customdata": names, "hovertemplate": hover})
-    first, last = (reports[0].channels[i] for i in (0, -1))
+        traces.append(_theory(names, theory))
     alt = "; ".join(_told(report, plain.get(report.task, ()), merged) for report in reports)
-    layout = _layout("log2(variance / expert's)") | {"meta": {"alt": f"Variance from {first.site} to {last.site}: {alt}"}}
-    layout["xaxis"] |= _ticks(labels)
+    layout = _layout("log₂(variance / expert's)")
+    layout["meta"] = {"alt": f"Variance from {site_label(names[0])} to {site_label(names[-1])}: {alt}"}
+    layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"tickangle": -50}
     layout["shapes"] = [_level(0)]
     return {"data": traces, "layout": layout}
+
+
+def _theory(names: Sequence[str], theory: Sequence[float]) -> dict:
+    line = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
+    y = [round(math.log2(max(share, 2.0**_FLOOR)), 4) for share in theory]
+    hover = "%{customdata}<br>(1+(N−1)ρ)/N = 2^%{y:.2f}<extra></extra>"
+    curve = _line("theory: (1+(N−1)ρ)/N", range(len(names)), y, line)
+    return curve | {"mode": "lines", "customdata": list(names), "hovertemplate": hover}
+
+
+def _entry(name: str, line: dict) -> dict:
+    """A line in the legend alone."""
+    return _line(name, [None], [None], line) | {"mode": "lines", "hoverinfo": "skip"}
 
 
 def _curve(name: str, names: list[str], channels: Sequence[Channels], whose: str, colour: str, dash: str) -> dict:
@@ -67,19 +77,22 @@ def _curve(name: str, names: list[str], channels: Sequence[Channels], whose: str
     y = [round(at[site], 4) if site in at else None for site in names]
     line = {"color": colour, "width": 2.5 if dash == "solid" else 2, "dash": dash}
     hover = f"%{{customdata}}<br>{name}: 2^%{{y:.2f}} of the expert's variance<extra></extra>"
-    return _line(name, range(len(names)), y, line) | {"customdata": names, "hovertemplate": hover}
+    curve = _line(name, range(len(names)), y, line)
+    return curve | {"customdata": names, "hovertemplate": hover, "showlegend": False}
 
 
 def _line(name: str, x: Sequence, y: Sequence, line: dict) -> dict:
-    return {"type": "scatter", "mode": "lines+markers", "name": name, "x": list(x), "y": list(y), "line": line,
-            "marker": {"size": 4}}  # fmt: skip
+    style = {"type": "scatter", "mode": "lines+markers", "marker": {"size": 4}}
+    return style | {"name": name, "x": list(x), "y": list(y), "line": line}
 
 
 def _told(report: RepairReport, plain: Sequence[Channels], merged: str) -> str:
     parts = [f"{PLAIN} ends at {plain[-1].ratio():.2g} of the expert's"] if plain else []
     if report.channels:
         parts.append(f"{merged} at {report.channels[-1].ratio():.2g}")
-        parts += [f"repaired at {report.channels[-1].ratio('repaired'):.2g}"] if report.channels[-1].repaired_var else []
+        parts += (
+            [f"repaired at {report.channels[-1].ratio('repaired'):.2g}"] if report.channels[-1].repaired_var else []
+        )
     return f"{report.task}: {', '.join(parts)}"
 
 
@@ -172,7 +185,9 @@ def matching(objective: Sequence[float], before: Sequence[float], after: Sequenc
         "yaxis2": title | {"anchor": "x2", "title": {"text": "channels", "standoff": 6}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }  # fmt: skip
-    told = "; ".join(f"mean correlation {name} {fmean(v):.2f}" for name, v in (("before", before), ("after", after)) if v)
+    told = "; ".join(
+        f"mean correlation {name} {fmean(v):.2f}" for name, v in (("before", before), ("after", after)) if v
+    )
     layout["meta"] = {"pair": True, "alt": f"Objective over {max(len(objective) - 1, 0)} sweeps; {told}."}
     return {"data": traces, "layout": layout}
 
@@ -187,35 +202,47 @@ def _histogram(name: str, values: Sequence[float], colour: str) -> dict:
             "marker": {"color": colour}, "hovertemplate": hover}  # fmt: skip
 
 
-def repaired_bars(reports: Sequence[RepairReport], kinds: Sequence[str] = ()) -> Figure:
-    """Accuracy per task at each stage of the story, controls in grey. kinds: which of the scores, in what order."""
-    kinds = [kind for kind in kinds or _SHADES if any(kind in report.scores for report in reports)]
+def repaired_bars(
+    reports: Sequence[RepairReport], tested: Mapping[str, int] | None = None, merged: str = MERGED
+) -> Figure:
+    """Accuracy per task at each stage of the story, the controls in pale colours; other scores are for a table.
+
+    tested: task -> how many prompts or pictures, for the 95 % intervals. merged: what the repaired merge is called.
+    """
+    kinds = [kind for kind in _SHADES if any(kind in report.scores for report in reports)]
     if not kinds:
         return empty("Accuracy before and after appears here for bundled experts, which come with tests.")
-    tasks = [report.task for report in reports]
-    traces = []
-    for kind in kinds:
-        shares = [report.scores.get(kind) for report in reports]
-        traces.append(
-            {
-                "type": "bar",
-                "name": kind,
-                "x": tasks,
-                "y": shares,
-                "marker": {"color": _SHADES.get(kind, MERGED_COLOUR)},
-                "text": ["" if share is None else f"{share:.0%}" for share in shares],
-                "textposition": "outside",
-                "cliponaxis": False,
-                "hovertemplate": f"%{{x}}, {kind}: %{{y:.1%}}<extra></extra>",
-            }
-        )
+    traces = [_bars(reports, kind, merged if kind == MERGED else kind, tested or {}) for kind in kinds]
     told = [
         f"{report.task}: " + ", ".join(f"{kind} {report.scores[kind]:.0%}" for kind in kinds if kind in report.scores)
         for report in reports
     ]
-    layout = _layout("", {"tickformat": ".0%", "range": [0, 1.08], "fixedrange": True})
+    layout = _layout("", {"tickformat": ".0%", "range": [0, 1.1], "fixedrange": True})
     layout["xaxis"] |= {"type": "category", "fixedrange": True}
     return {"data": traces, "layout": layout | {"barmode": "group", "meta": {"alt": "; ".join(told)}}}
+
+
+def _bars(reports: Sequence[RepairReport], kind: str, name: str, tested: Mapping[str, int]) -> dict:
+    shares = [report.scores.get(kind) for report in reports]
+    trace = {
+        "type": "bar",
+        "name": name,
+        "x": [report.task for report in reports],
+        "y": shares,
+        "marker": {"color": _SHADES[kind]},
+        "text": ["" if share is None else f"{100 * share:.0f}" for share in shares],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
+        "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
+    }
+    if all(report.task in tested for report in reports):
+        ends = [wilson(share or 0.0, tested[report.task]) for share, report in zip(shares, reports)]
+        up = [round(high - (share or 0.0), 4) for share, (_, high) in zip(shares, ends)]
+        down = [round((share or 0.0) - low, 4) for share, (low, _) in zip(shares, ends)]
+        bars = {"symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 2}
+        trace["error_y"] = {"type": "data", "color": MERGED_COLOUR, **bars}
+    return trace
 
 
 def site_label(site: str) -> str:
@@ -225,7 +252,12 @@ def site_label(site: str) -> str:
     if words[-1] in ("normalization", "dense", "convolution") and len(words) > 1:
         words[-1] = "norm" if words[-2] in ("layer", "layers") else words[-2]
     numbers = ".".join(part for part in module.split(".") if part.isdigit())
-    word = words[-1].removesuffix("_proj").replace("post_attention_layernorm", "norm 2").replace("input_layernorm", "norm 1")
+    word = (
+        words[-1]
+        .removesuffix("_proj")
+        .replace("post_attention_layernorm", "norm 2")
+        .replace("input_layernorm", "norm 1")
+    )
     return " ".join(part for part in (numbers, word, "in" if side == "in" else "") if part)
 
 
@@ -247,7 +279,15 @@ def _layout(title: str, axis: dict | None = None) -> dict:
 
 
 def _level(y: float) -> dict:
-    return {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": {"color": MERGED_COLOUR, "width": 1}}
+    return {
+        "type": "line",
+        "xref": "x domain",
+        "x0": 0,
+        "x1": 1,
+        "y0": y,
+        "y1": y,
+        "line": {"color": MERGED_COLOUR, "width": 1},
+    }
 
 
 def _colours(count: int) -> list[str]:

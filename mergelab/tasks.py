@@ -5,7 +5,6 @@ to, how a model was made, nor what is done with a score.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,10 +154,3 @@ def right_labels(model, pictures: Pictures, batch: int = 250) -> Tensor:
     parts = zip(pictures.images.split(batch), pictures.labels.split(batch))
     right = [model(pixel_values=x.to(model.device)).logits.argmax(-1).cpu() == y for x, y in parts]
     return torch.cat([torch.zeros(0, dtype=torch.bool), *right])
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of `count` trials, after Wilson (1927): right also near 0 and 1."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half

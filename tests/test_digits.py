@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from mergelab.assets import ASSETS, bundled
-from mergelab.tasks import TRANSFORMS, Pictures, picture_tasks, right_labels, wilson
+from mergelab.maths.interval import wilson
+from mergelab.tasks import TRANSFORMS, Pictures, picture_tasks, right_labels
 
 DIGITS = ASSETS / "digits"
 SCORES = json.loads((DIGITS / "scores.json").read_text(encoding="utf-8"))

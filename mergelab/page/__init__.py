@@ -10,11 +10,13 @@ import gradio as gr
 
 from mergelab.assets import ASSETS
 from mergelab.lab import Lab
+from mergelab.lab_repair import RepairLab
 from mergelab.page import endpoints
 from mergelab.page.form import draw_form
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
+from mergelab.page.repair_tab import draw_repair_tab
 from mergelab.page.spectra_tab import draw_spectra_tab
 
 TITLE = "mergelab"
@@ -24,6 +26,7 @@ LINE = "Pick experts fine-tuned from one base, see what a merge keeps of each, m
 def build(lab: Lab) -> gr.Blocks:
     """The whole page over one lab."""
     gr.set_static_paths(SERVED)
+    repair = RepairLab(lab)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         endpoints.publish(lab)  # first: an endpoint's name is its own
         gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
@@ -35,6 +38,8 @@ def build(lab: Lab) -> gr.Blocks:
                     draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged = draw_merge_tab(lab, form, tabs)
+                with gr.Tab("Repair", id="repair"):
+                    lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, form, merged)
     return page
