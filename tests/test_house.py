@@ -16,16 +16,17 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page merge plan recipe report errors",
+    "__main__": "page repairs repair merge plan sources recipe report errors",
     "page": "lab plots method assets recipe report errors",
     "lab": "merge plan model tasks sources assets recipe report errors",
+    "repairs": "repair merge output plan model tasks sources recipe report errors",
     "plots": "report",
     "__init__": "merge plan method recipe report errors",
     "merge": "output plan method maths report errors",
+    "repair": "output model checkpoint maths report errors",
     "output": "card plan checkpoint sources report errors",
     "card": "method recipe report",
     "plan": "adapter checkpoint sources methods method maths recipe errors",
-    "repair": "maths report errors",
     "model": "checkpoint errors",
     "adapter": "checkpoint maths errors",
     "checkpoint": "errors",

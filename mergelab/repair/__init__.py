@@ -4,6 +4,7 @@ TACT takes the statistics of one task's expert, REPAIR the mean over all experts
 and hooks forward passes. It does not know how the model was merged, nor what a page is.
 """
 
+from mergelab.maths.moments import MODES
 from mergelab.repair.fit import FEWEST, MOST, How, fit, joined, mean_goals
 from mergelab.repair.fold import Folded, fold
 from mergelab.repair.patch import Corrected, Patch, applied
@@ -12,6 +13,6 @@ from mergelab.repair.statistics import Batch, Statistics, run, statistics
 from mergelab.repair.story import channels, repair
 
 __all__ = [
-    "FEWEST", "MOST", "PRESETS", "Batch", "Corrected", "Folded", "How", "Patch", "Site", "Statistics", "applied",
-    "channels", "fit", "fold", "joined", "mean_goals", "repair", "run", "sites", "statistics",
+    "FEWEST", "MODES", "MOST", "PRESETS", "Batch", "Corrected", "Folded", "How", "Patch", "Site", "Statistics",
+    "applied", "channels", "fit", "fold", "joined", "mean_goals", "repair", "run", "sites", "statistics",
 ]  # fmt: skip

@@ -82,8 +82,9 @@ def check_batch(model: nn.Module, batch: Batch) -> None:
 @contextmanager
 def visited(model: nn.Module, sites: Sequence[Site], act: Act, *, drop_first: bool = True) -> Iterator[None]:
     """Within, `act` sees (and may replace) what passes each site, and the mask of the rows that count there."""
-    masks = _Masks(model, drop_first)
-    modules = dict(model.named_modules())
+    masks, modules = _Masks(model, drop_first), dict(model.named_modules())
+    if missing := [site.name for site in sites if site.module not in modules]:
+        raise MergeError(f"{type(model).__name__} has no site '{missing[0]}'. Are both models of one architecture?")
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(masks.see, with_kwargs=True).remove)
         for site in sites:
