@@ -47,7 +47,7 @@ class Order:
 
     mode: that of `how`, or auto: affine where it can be written, else rms. target: task or mean. sidecar: one body,
     and a file per task. without: also score the merge without each expert. unaligned: go on although the experts'
-    channels do not correspond.
+    channels do not correspond. plain: prompts are plain text, though the expert has a chat template.
     """
 
     merged: Path
@@ -61,6 +61,7 @@ class Order:
     sidecar: bool = False
     without: bool = False
     unaligned: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ def _measured(
         folder = _whole(wanted.expert, order, scratch)
         expert = running(folder)
         check_vocabulary(merged, expert)
+        if order.plain and expert.tokenizer is not None:
+            expert.tokenizer.chat_template = None
         batches = _batches(wanted, expert, _samples(order))
         goals = statistics(expert.model, batches, where, drop_first=order.how.drop_first)
         if first is None:
