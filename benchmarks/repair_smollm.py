@@ -48,6 +48,31 @@ def score(run: Running, skill: str, prompts: int, patch: Patch | None = None) ->
         return score(run, skill, prompts)
 
 
+def measured(models: dict[str, Running], skill: str, samples: int, prompts: int) -> tuple[dict[str, float], str]:
+    """What everyone scores on a skill, by name; and a sentence on its repair. models: base, average, expert, other."""
+    average, expert, where = models["average"], models["expert"], sites(models["average"].model)
+    batches = batches_of(expert, [(prompt, None) for prompt, _ in task(skill)["calibration"][:samples]])
+    goals = statistics(expert.model, batches, where)
+    patch, report = repair(average.model, goals, batches, where, task=skill)
+    shares = {
+        "base": score(models["base"], skill, prompts),
+        "its expert": score(expert, skill, prompts),
+        "average of both": score(average, skill, prompts),
+        "average, repaired": score(average, skill, prompts, patch),
+    }
+    for name, run in (("base", models["base"]), ("the other expert", models["other"])):
+        same, _ = repair(run.model, goals, batches, where, task=skill)
+        shares[f"control: {name}, repaired"] = score(run, skill, prompts, same)
+    done = folded(average.model, patch, {key: tensor[:4] for key, tensor in batches[0].items()})
+    before, after = report.ratios
+    least = min(one.ratio() for one in report.channels)
+    return shares, (
+        f"{skill}: variance ratio {before:.2f} → {after:.2f} (least of a site before: {least:.2f}), "
+        f"{len(where)} sites, {patch.tokens} tokens, {report.clamped} channels clamped, {report.dead} dead; "
+        f"largest |hooked − folded| {done.difference:.1e} where outputs reach {done.scale:.0f}"
+    )
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("work", type=Path)
@@ -56,38 +81,21 @@ def main() -> None:
     asked = asked.parse_args()
     base = base_folder(asked.work)
     adapters = {skill: adapter_folder(asked.work, skill, asked.steps) for skill in SKILLS}
-    alone = {s: made(asked.work, f"{a.name}-whole", Recipe(str(base), (Expert(str(a)),), "linear"))
-             for s, a in adapters.items()}  # fmt: skip
+    experts = {
+        skill: opened(made(asked.work, f"{folder.name}-whole", Recipe(str(base), (Expert(str(folder)),), "linear")))
+        for skill, folder in adapters.items()
+    }
     pair = tuple(Expert(str(adapter)) for adapter in adapters.values())
     average = opened(made(asked.work, f"average-{asked.steps}", Recipe(str(base), pair, "linear")))
-    plain, where = opened(base), sites(average.model)
-
-    rows: dict[str, list[float]] = {}
-    told = []
+    found = []
     for skill, other in zip(SKILLS, reversed(SKILLS)):
-        expert = opened(alone[skill])
-        batches = batches_of(expert, [(prompt, None) for prompt, _ in task(skill)["calibration"][: asked.samples]])
-        goals = statistics(expert.model, batches, where)
-        found = {"base": score(plain, skill, asked.prompts), "its expert": score(expert, skill, asked.prompts)}
-        patch, report = repair(average.model, goals, batches, where, task=skill)
-        found["average of both"] = score(average, skill, asked.prompts)
-        found["average, repaired"] = score(average, skill, asked.prompts, patch)
-        for name, run in (("base", plain), ("the other expert", opened(alone[other]))):
-            same, _ = repair(run.model, goals, batches, where, task=skill)
-            found[f"control: {name}, repaired"] = score(run, skill, asked.prompts, same)
-        rows |= {name: [*rows.get(name, []), share] for name, share in found.items()}
-        before, after = report.ratios
-        done = folded(average.model, patch, {key: tensor[:4] for key, tensor in batches[0].items()})
-        least = min(one.ratio() for one in report.channels)
-        told.append(
-            f"{skill}: variance ratio {before:.2f} → {after:.2f} (least of a site {least:.2f}), {len(patch.sites)} sites, "
-            f"{patch.tokens} tokens, {report.clamped} channels clamped, {report.dead} dead; "
-            f"largest |hooked − folded| {done.difference:.1e} of {done.scale:.0f}"
-        )
+        models = {"base": opened(base), "average": average, "expert": experts[skill], "other": experts[other]}
+        found.append(measured(models, skill, asked.samples, asked.prompts))
     print(f"| exact match on {asked.prompts} prompts | " + " | ".join(SKILLS) + " | mean |\n|---|" + "---|" * 3)
-    for name, shares in rows.items():
+    for name in found[0][0]:
+        shares = [shares[name] for shares, _ in found]
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in (*shares, fmean(shares))) + " |")
-    print("", *told, sep="\n- ")
+    print("", *(sentence for _, sentence in found), sep="\n- ")
 
 
 if __name__ == "__main__":
