@@ -39,7 +39,8 @@ def check_coordinates(one: nn.Module, other: nn.Module, batch: Batch, sites: Seq
     if share < _OWN:
         found = f"beyond chance, {max(share, 0):.0%} of them resemble their namesakes most"
         raise MergeError(
-            f"'{names[0]}' and '{names[1]}' do not speak of the same channels: {found}. They come from different trainings: align one to the other first."
+            f"'{names[0]}' and '{names[1]}' do not speak of the same channels: {found}. "
+            "They come from different trainings: align one to the other first."
         )
 
 
