@@ -19,10 +19,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "assets" / "train"))
-from number_skills import training_pairs  # noqa: E402
+from number_skills import task, training_pairs  # noqa: E402
 
 from mergelab.tasks import padded  # noqa: E402
 
+__all__ = ["adapter_folder", "base_folder", "task"]
 RANK, ALPHA, RATE, BATCH = 8, 16, 2e-3, 8
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

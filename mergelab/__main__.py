@@ -85,6 +85,7 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     add("--clamp", type=float, default=10.0, help="no scale beyond 1/CLAMP … CLAMP (default: 10)")
     add("--sidecar", action="store_true", help="write one body and a small file per task, instead of a model per task")
     add("--without", action="store_true", help="score also the merge without each task's expert, before and after")
+    add("--plain", action="store_true", help="prompts are plain text, even where the expert has a chat template")
     add("--unaligned", action="store_true", help="go on although the experts' channels do not correspond")
 
 
@@ -154,7 +155,7 @@ def _order(asked: argparse.Namespace, scratch: Path) -> Order:
     if not wanted and recipe:
         wanted = tuple(Wanted(name, e.source) for name, e in zip(recipe.names, recipe.experts))
     how = How(clamp=asked.clamp) if asked.mode == "auto" else How(asked.mode, asked.clamp)
-    same = ("sites", "mode", "target", "samples", "sidecar", "without", "unaligned")
+    same = ("sites", "mode", "target", "samples", "sidecar", "without", "unaligned", "plain")
     return Order(folder, wanted, recipe, how=how, **{key: getattr(asked, key) for key in same})
 
 

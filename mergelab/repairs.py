@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, did_you_mean
 from mergelab.merge import merge
 from mergelab.model import Running, running
 from mergelab.output import new_folder
@@ -22,7 +22,7 @@ from mergelab.repair import sites as sites_of
 from mergelab.repair.calibration import batches_of, check_vocabulary, read_samples, read_tensors
 from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.export import takes_shifts, weights_sha256, write_body, write_folded, write_sidecar
-from mergelab.repair.head import with_head
+from mergelab.repair.head import has_head, with_head
 from mergelab.repair.statistics import Batch
 from mergelab.report import RepairReport
 from mergelab.sources import folder_of
@@ -45,8 +45,9 @@ class Wanted:
 class Order:
     """All that is asked of one run. merged: the folder; recipe: what it was made of, if that is known.
 
-    mode: how.mode, or auto: affine where that can be written, else rms. target: task or mean. sidecar: one body, and a file per task. without: also score the merge without each expert.
-    unaligned: go on although the experts' channels do not correspond.
+    mode: that of `how`, or auto: affine where it can be written, else rms. target: task or mean. sidecar: one body,
+    and a file per task. without: also score the merge without each expert. unaligned: go on although the experts'
+    channels do not correspond. plain: prompts are plain text, though the expert has a chat template.
     """
 
     merged: Path
@@ -60,6 +61,7 @@ class Order:
     sidecar: bool = False
     without: bool = False
     unaligned: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,17 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
         where = sites_of(merged.model, order.sites)
         order = replace(order, how=replace(order.how, mode=_mode(order, merged.model)))
         tasks = yield from _measured(order, merged, where, Path(scratch))
+        base = _base(order, tasks)
         for task in tasks:
             yield f"repairing for {task.name}"
-            body = with_head(merged.model, running(task.folder).model) if merged.tokenizer is None else merged.model
+            body = with_head(merged.model, running(task.folder).model) if has_head(merged.model) else merged.model
             about = {"task": task.name, "target": order.target, "merged": sha256}
             patch, report = repair(body, task.goals, task.batches, where, order.how, **about)
-            scores = yield from _scores(order, task, body, patch, where, Path(scratch))
+            scores = _scores(task, body, patch)
+            for name, model in _controls(order, task, base, Path(scratch)) if task.score else ():
+                yield f"scoring {task.name}: {name}"
+                again = repaired_score(model, task.goals, task.batches, where, task.score, order.how)
+                scores |= {name: task.score(model), f"{name}, repaired": again}
             report = replace(report, scores=scores)
             if order.sidecar:
                 reports.append(write_sidecar(place, patch, report))
@@ -106,6 +113,14 @@ def _mode(order: Order, model: nn.Module) -> str:
     if order.mode != "auto":
         return order.mode
     return "affine" if order.sidecar or takes_shifts(model) else "rms"
+
+
+def worn(folder: Path, task: str) -> tuple[Running, Patch]:
+    """The body in a folder written with sidecars, and one task's patch, to be worn by `applied(body.model, patch)`."""
+    known = {path.stem.removeprefix("repair-"): path for path in folder.glob("repair-*.safetensors")}
+    if task not in known:
+        raise MergeError(f"'{folder.name}' holds no repair for '{task}'. {did_you_mean(task, known)}".rstrip())
+    return running(folder), Patch.load(known[task], weights_sha256(folder))
 
 
 def repair_table(reports: Sequence[RepairReport]) -> list[list[str]]:
@@ -148,6 +163,8 @@ def _measured(
         folder = _whole(wanted.expert, order, scratch)
         expert = running(folder)
         check_vocabulary(merged, expert)
+        if order.plain and expert.tokenizer is not None:
+            expert.tokenizer.chat_template = None
         batches = _batches(wanted, expert, _samples(order))
         goals = statistics(expert.model, batches, where, drop_first=order.how.drop_first)
         if first is None:
@@ -187,33 +204,30 @@ def _score(own: Task | None, merged: Running) -> Score | None:
     return lambda model: float(exact_match(model, merged.tokenizer, own.test).float().mean())
 
 
-def _scores(
-    order: Order, task: _Task, body: nn.Module, patch: Patch, where: tuple[Site, ...], scratch: Path
-) -> Generator[str, None, dict[str, float]]:
-    """What everyone scores on a bundled task, the controls included; nothing for tasks of the user's own."""
+def _scores(task: _Task, body: nn.Module, patch: Patch) -> dict[str, float]:
+    """What the expert, the merge and its repair score on a bundled task; nothing for tasks of the user's own."""
     if task.score is None:
         return {}
-    yield f"scoring {task.name}"
-    scores = {"expert": task.expert_score, "merged": task.score(body)}
     with applied(body, patch):
-        scores["repaired"] = task.score(body)
-    for name, folder in _controls(order, task, scratch).items():
-        yield f"scoring {task.name}: {name}"
-        model = running(folder).model
-        scores[name] = task.score(model)
-        scores[f"{name}, repaired"] = repaired_score(model, task.goals, task.batches, where, task.score, order.how)
-    return scores
+        repaired = task.score(body)
+    return {"expert": task.expert_score, "merged": task.score(body), "repaired": repaired}
 
 
-def _controls(order: Order, task: _Task, scratch: Path) -> dict[str, Path]:
-    """The folders of the unmerged base and, on request, of the merge without the task's expert."""
-    if order.recipe is None:
-        return {}
-    folders = {"base": folder_of(order.recipe.base)}
-    others = tuple(expert for expert in order.recipe.experts if expert.source != task.source)
-    if order.without and others:
-        folders["without the expert"] = _made(replace(order.recipe, experts=others), scratch)
-    return folders
+def _base(order: Order, tasks: list[_Task]) -> nn.Module | None:
+    """The unmerged base, where it is known and can be scored."""
+    known = order.recipe is not None and any(task.score for task in tasks)
+    return running(folder_of(order.recipe.base)).model if known else None
+
+
+def _controls(
+    order: Order, task: _Task, base: nn.Module | None, scratch: Path
+) -> Generator[tuple[str, nn.Module], None, None]:
+    """The models that get the same repair for comparison: the base and, on request, the merge without the expert."""
+    if base is not None:
+        yield "base", base
+    others = tuple(expert for expert in order.recipe.experts if expert.source != task.source) if order.without else ()
+    if others:
+        yield "without the expert", running(_made(replace(order.recipe, experts=others), scratch)).model
 
 
 def _whole(source: str, order: Order, scratch: Path) -> Path:

@@ -214,3 +214,19 @@ def test_the_head_is_never_a_site(name):
     for preset in ("foldable", "branches", "norms", "official"):
         modules = {site.module for site in sites(families.model(name), preset)}
         assert not [m for m in modules if m.startswith(("lm_head", "classifier", "cls"))]
+
+
+def test_a_model_that_accelerate_keeps_elsewhere_is_repaired_and_not_folded():
+    from accelerate import cpu_offload
+
+    from mergelab.repair import fold
+
+    merged, given, where, goals, patch = fitted("LlamaForCausalLM")
+    with applied(merged, patch):
+        wanted = logits(merged, given[0])
+    away = cpu_offload(average("LlamaForCausalLM"), execution_device="cpu")
+    for how in (FREE, dataclasses.replace(FREE, at_once=False)):
+        with applied(away, fit(away, goals, given, where, how=how)):
+            assert torch.allclose(logits(away, given[0]), wanted, atol=1e-4)
+    with pytest.raises(MergeError, match="Fold it where all of it fits"):
+        fold(away, patch, given[0])

@@ -13,7 +13,7 @@ from mergelab.repair.sites import Site
 from mergelab.repair.statistics import Batch, Statistics, run, visited
 
 _SITES, _ROWS = 8, 2048  # enough to see it
-_OWN = 0.5  # of the channels, this share must find itself
+_OWN = 0.2  # of the channels, this share must find itself, beyond those that do by chance
 
 
 def repaired_score(
@@ -37,15 +37,17 @@ def check_coordinates(one: nn.Module, other: nn.Module, batch: Batch, sites: Seq
     """MergeError if channel i of one expert is not channel i of the other: networks that must be aligned first."""
     share = own_channels(one, other, batch, sites)
     if share < _OWN:
+        found = f"beyond chance, {max(share, 0):.0%} of them resemble their namesakes most"
         raise MergeError(
-            f"'{names[0]}' and '{names[1]}' do not speak of the same channels: only {share:.0%} of them resemble their "
-            "namesakes most. They come from different trainings: align one to the other first."
+            f"'{names[0]}' and '{names[1]}' do not speak of the same channels: {found}. "
+            "They come from different trainings: align one to the other first."
         )
 
 
 def own_channels(one: nn.Module, other: nn.Module, batch: Batch, sites: Sequence[Site]) -> float:
     """The share of channels of one model that correlate best with the channel of the same number in the other, on
-    the same samples: the median over a few sites. About 1 after fine-tuning from one base, 1/channels by chance."""
+    the same samples, beyond chance: the median over a few sites. About 1 after fine-tuning from one base, 0 for
+    independent networks."""
     outputs = [site for site in sites if site.side == "out"] or list(sites)
     some = outputs[:: max(1, len(outputs) // _SITES)]
     seen = [_activations(model, batch, some) for model in (one, other)]
@@ -68,9 +70,10 @@ def _activations(model: nn.Module, batch: Batch, sites: Sequence[Site]) -> list[
 
 
 def _own_share(one: Tensor, other: Tensor) -> float:
-    """Of the channels of one, the share whose most correlated channel in the other has the same number."""
+    """Of the channels of one, the share whose most correlated channel in the other has the same number; 0 by chance."""
     if one.shape != other.shape:
         return 0.0
     both = [(x - x.mean(0)) / (x.std(0) + 1e-12) for x in (one, other)]
     best = (both[0].T @ both[1]).argmax(1)
-    return float((best == torch.arange(len(best))).double().mean())
+    share, chance = float((best == torch.arange(len(best))).double().mean()), 1 / len(best)
+    return (share - chance) / (1 - chance) if len(best) > 1 else 1.0

@@ -1,4 +1,4 @@
-"""Writes repaired models: folders that transformers loads and that know nothing of repair, or one file beside a body."""
+"""Writes repaired models: ordinary folders that know nothing of repair, or one file per task beside a body."""
 
 import shutil
 from dataclasses import replace
@@ -60,9 +60,7 @@ def write_folded(place: Path, merged: Running, source: Path, patch: Patch, batch
     report = replace(report, unfolded=done.unfolded, difference=done.difference)
     model = done.model.to(_dtype(source))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise MergeError(
-            f"The repaired weights of '{patch.task}' do not fit into {model.dtype}. Merge in float32 first."
-        )
+        raise MergeError(f"The repaired '{patch.task}' does not fit into {model.dtype}. Merge in float32 first.")
     place.mkdir(parents=True)
     model.save_pretrained(place)
     for path in (path for path in companions(source) if not (place / path.name).exists()):
@@ -109,8 +107,8 @@ def _card(source: Path, patch: Patch, report: RepairReport) -> str:
 
 # {source.name}, repaired for {patch.task}
 
-Made with mergelab. {name}: a merged model's activations are given {whose}, channel by channel, in the forward pass's
-order; then scale and shift are folded into the weights. transformers loads this model and knows nothing of it.
+Made with mergelab. {name}: channel by channel, a merged model's activations are given {whose},
+in the order of the forward pass; then scale and shift are folded into the weights. The result is an ordinary model.
 
 Mode: {patch.mode}. Samples: {patch.samples} ({patch.tokens} rows). Variance ratio to the expert, before and after:
 {before:.3f}, {after:.3f}. Channels dead: {report.dead}, clamped: {report.clamped}, skipped: {report.skipped}.

@@ -51,6 +51,8 @@ def fold(model: nn.Module, patch: Patch, batch: Batch) -> Folded:
     The model must have biases where a shift is to go (`with_biases`), else those sites stay unfolded. MergeError if
     the folded model is not the hooked one: then its architecture routes activations in a way that is not known here.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise MergeError("Parts of the model are kept on disk or elsewhere. Fold it where all of it fits into memory.")
     folded, flow = copy.deepcopy(model), _flow(model, batch)
     left = [name for name in reversed(patch.sites) if not _folded_in(folded, patch.sites[name], flow)]
     rest = patch.only(left)
@@ -102,12 +104,13 @@ def _flow(model: nn.Module, batch: Batch) -> _Flow:
 
 def _folded_in(model: nn.Module, one: Corrected, flow: _Flow) -> bool:
     """Fold one site into the model's weights; False, and nothing done, if they have no place for it."""
-    module, (scale, shift) = model.get_submodule(one.site.module), (one.scale.double(), one.shift.double())
-    kind = kind_of(module)
+    module = model.get_submodule(one.site.module)
+    place, kind = next(module.parameters()).device, kind_of(module)
+    scale, shift = one.scale.double().to(place), one.shift.double().to(place)
     if one.site.side == "in":
         return kind in ("linear", "conv1d") and _fold_input(module, scale, shift)
     if kind == "norm" and getattr(module, "bias", None) is None:
-        return _fold_bare_norm(model, one, module, flow)
+        return _fold_bare_norm(module, [model.get_submodule(n) for n in flow.readers[one.site.module]], scale, shift)
     if kind == "embedding":
         return _fold_embedding(model, module, scale, shift)
     return _fold_block(model, one, flow) if kind == "block" else _fold_output(module, scale, shift)
@@ -119,9 +122,9 @@ def _fold_output(module: nn.Module, scale: Tensor, shift: Tensor) -> bool:
         return False
     columns = kind_of(module) == "conv1d"
     rows = scale if columns else scale.reshape(-1, *[1] * (module.weight.dim() - 1))
-    _set(module.weight, module.weight.double() * rows.to(module.weight.device))
+    _set(module.weight, module.weight.double() * rows)
     if module.bias is not None:
-        _set(module.bias, module.bias.double() * scale.to(module.bias.device) + shift.to(module.bias.device))
+        _set(module.bias, module.bias.double() * scale + shift)
     return True
 
 
@@ -130,7 +133,6 @@ def _fold_input(module: nn.Module, scale: Tensor, shift: Tensor) -> bool:
     if not _add_through(module, shift):
         return False
     rows = kind_of(module) == "conv1d"
-    scale = scale.to(module.weight.device)
     _set(module.weight, module.weight.double() * (scale[:, None] if rows else scale))
     return True
 
@@ -146,16 +148,13 @@ def _add_through(module: nn.Module, shift: Tensor) -> bool:
     return True
 
 
-def _fold_bare_norm(model: nn.Module, one: Corrected, norm: nn.Module, flow: _Flow) -> bool:
+def _fold_bare_norm(norm: nn.Module, readers: list[nn.Module], scale: Tensor, shift: Tensor) -> bool:
     """A norm without biases: the scale goes into its weight, the shift into the bias of all who read it."""
-    scale, shift = one.scale.double(), one.shift.double()
-    readers = [model.get_submodule(name) for name in flow.readers.get(one.site.module, ())]
     if shift.any() and not (readers and all(reader.bias is not None for reader in readers)):
         return False
     for reader in readers:
         _add_through(reader, shift)
     offset = _offset(norm)
-    scale = scale.to(norm.weight.device)
     _set(norm.weight, scale * (offset + norm.weight.double()) - offset)
     return True
 

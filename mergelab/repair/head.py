@@ -9,16 +9,20 @@ from mergelab.errors import MergeError
 _HEADS = ("classifier", "score", "head", "fc")
 
 
+def has_head(model: nn.Module) -> bool:
+    """Whether the model ends in a classifier."""
+    return any(name in _HEADS for name, _ in model.named_children())
+
+
 def with_head(model: nn.Module, expert: nn.Module) -> nn.Module:
     """A copy of a classifier with the head of an expert; a model without one comes back itself.
 
     MergeError if the two heads have different labels. An expert that was aligned must be given as aligned.
     """
-    names = [name for name, _ in model.named_children() if name in _HEADS]
-    if not names:
+    if not has_head(model):
         return model
     made = copy.deepcopy(model)
-    for name in names:
+    for name in (name for name, _ in model.named_children() if name in _HEADS):
         ours, theirs = made.get_submodule(name).state_dict(), expert.get_submodule(name).state_dict()
         if {key: tensor.shape for key, tensor in ours.items()} != {key: tensor.shape for key, tensor in theirs.items()}:
             raise MergeError(

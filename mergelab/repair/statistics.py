@@ -50,8 +50,8 @@ def not_finite(site: Site) -> str:
 def run(model: nn.Module, batch: Batch) -> Any:
     """One forward pass without gradients or caches; MergeError if the batch does not fit the model."""
     check_batch(model, batch)
-    place = next(model.parameters()).device
-    given = {name: tensor.to(place) for name, tensor in batch.items()}
+    place = next(model.parameters()).device  # meta: accelerate fetches weights and moves inputs by itself
+    given = {name: tensor if place.type == "meta" else tensor.to(place) for name, tensor in batch.items()}
     if "input_ids" in given and getattr(getattr(model, "config", None), "use_cache", None):
         given["use_cache"] = False
     with torch.no_grad():
