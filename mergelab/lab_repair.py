@@ -47,11 +47,11 @@ def _recipe(*sources: str, base: str | None = None, method: str = "linear", **se
 
 
 STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and how its experts are aligned first
-    "Digits: two nets from different initialisations": (
+    "Digits: two unrelated nets": (
         _recipe("digits/scratch-upright", "digits/scratch-invert"),
         "activations",
     ),
-    "Digits: four nets from different initialisations": (
+    "Digits: four unrelated nets": (
         _recipe(*(f"digits/scratch-{task}" for task in ("upright", "invert", "rot90", "mirror"))),
         "activations",
     ),
@@ -60,14 +60,14 @@ STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and 
         _recipe(*(f"digits/{task}" for task in ("upright", "invert", "rot90", "mirror")), base="digits/base"),
         "none",
     ),
-    "Numbers: four experts of one base, STAR": (
+    "Numbers: four experts of one base": (
         _recipe(
             *(f"numbers/{task}" for task in ("french", "german", "english", "spanish")), base="numbers/base",
             method="star", eta=50.0,
         ),
         "none",
     ),
-    "Numbers: two Llamas from different initialisations": (
+    "Numbers: two unrelated Llamas": (
         _recipe("numbers/french", "numbers/scratch-french"),
         "weights",
     ),

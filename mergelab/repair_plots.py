@@ -53,7 +53,7 @@ def variance_ratio(
         traces.append(_theory(names, theory))
     alt = "; ".join(_told(report, plain.get(report.task, ()), merged) for report in reports)
     layout = _layout("log₂(variance / expert's)")
-    layout["meta"] = {"alt": f"Variance from {site_label(names[0])} to {site_label(names[-1])}: {alt}"}
+    layout["meta"] = {"half": True, "alt": f"Variance from {site_label(names[0])} to {site_label(names[-1])}: {alt}"}
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"tickangle": -50}
     layout["shapes"] = [_level(0)]
     return {"data": traces, "layout": layout}
@@ -122,7 +122,7 @@ def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Fig
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"showgrid": False, "tickangle": -60}
     worst = min((value, report.task, site) for report, row in zip(reports, z) for value, site in zip(row, names))
     alt = f"Heatmap of log2 variance ratios, {whose}: {len(names)} sites, {len(reports)} tasks; lowest {worst[0]:.2f} "
-    layout["meta"] = {"alt": f"{alt}({worst[1]}, {worst[2]})."}
+    layout["meta"] = {"half": True, "alt": f"{alt}({worst[1]}, {worst[2]})."}
     return {"data": [trace], "layout": layout}
 
 
@@ -141,14 +141,13 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
     low, high = min(numbers, default=0.1), max(numbers, default=1.0)
     diagonal = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
     traces.append(_line("as the expert", [low, high], [low, high], diagonal) | {"mode": "lines", "hoverinfo": "skip"})
-    layout = _layout("σ in the merged or repaired model", {"type": "log", "exponentformat": "power", "dtick": 1})
-    layout["xaxis"] |= {"title": {"text": "σ in the expert", "standoff": 4}, "type": "log", "dtick": 1}
-    layout["xaxis"] |= {"exponentformat": "power"}
+    layout = _layout("σ here", {"type": "log"})
+    layout["xaxis"] |= {"title": {"text": "σ in the expert", "standoff": 4}, "type": "log", "tickangle": 0}
     told = "; ".join(
         f"{report.task}: {sum(m < e for m, e in zip(one.merged_var, one.expert_var))} of {len(one.expert_var)} below"
         for report, one in found
     )
-    layout["meta"] = {"alt": f"Deviations of the channels at {site}, merged against expert. {told}."}
+    layout["meta"] = {"half": True, "alt": f"Deviations of the channels at {site}, merged against expert. {told}."}
     return {"data": traces, "layout": layout}
 
 
@@ -219,7 +218,7 @@ def repaired_bars(
     ]
     layout = _layout("", {"tickformat": ".0%", "range": [0, 1.1], "fixedrange": True})
     layout["xaxis"] |= {"type": "category", "fixedrange": True}
-    return {"data": traces, "layout": layout | {"barmode": "group", "meta": {"alt": "; ".join(told)}}}
+    return {"data": traces, "layout": layout | {"barmode": "group", "meta": {"half": True, "alt": "; ".join(told)}}}
 
 
 def _bars(reports: Sequence[RepairReport], kind: str, name: str, tested: Mapping[str, int]) -> dict:

@@ -66,13 +66,13 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
         stop = gr.Button("Stop", min_width=100, elem_id="stop-repair")
     status = gr.HTML(saying(OPENING), elem_id="repair-status")
     with gr.Row():
-        with gr.Column(min_width=340, scale=3):
+        with gr.Column(min_width=300, scale=3):
             variance = PlotlyPanel(_variance(first), label="Variance", elem_id="variance", height=330)
             gr.Markdown(LOOK_VARIANCE, elem_classes="ml-look")
-        with gr.Column(min_width=340, scale=3):
+        with gr.Column(min_width=300, scale=3):
             bars = PlotlyPanel(_bars(first), label="Accuracy", elem_id="repaired-scores", height=330)
             gr.Markdown(LOOK_SCORES, elem_classes="ml-look")
-    verdict = gr.Markdown(verdict(first), elem_id="verdict")
+    said = gr.Markdown(verdict(first), elem_id="verdict")
     matching = PlotlyPanel(_matching(first), label="Matching", elem_id="matching", height=260)
     gr.Markdown(LOOK_MATCHING, elem_classes="ml-look")
     with gr.Row():
@@ -83,10 +83,10 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
             _sites(first), value=_site(first), label="Site", elem_id="site", allow_custom_value=True, scale=1, min_width=260
         )  # fmt: skip
     with gr.Row():
-        with gr.Column(min_width=340, scale=3):
+        with gr.Column(min_width=300, scale=3):
             heat = PlotlyPanel(plots.ratio_heatmap(first.reports), label="Sites", elem_id="site-heat", height=300)
             gr.Markdown(LOOK_SITES, elem_classes="ml-look")
-        with gr.Column(min_width=340, scale=2):
+        with gr.Column(min_width=300, scale=2):
             dots = PlotlyPanel(
                 plots.deviations(first.reports, _site(first)), label="Channels", elem_id="dots", height=300
             )
@@ -107,7 +107,7 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
             beside = gr.Button("Make sidecars", size="sm", elem_id="make-sidecars")
         made = gr.File(label="Zips", file_count="multiple", interactive=False, elem_id="repaired-files")
 
-    pictures = [variance, bars, verdict, matching, heat, dots, site, scores, table, *downloads]
+    pictures = [variance, bars, said, matching, heat, dots, site, scores, table, *downloads]
 
     def drawn(outcome: Outcome, data: dict) -> dict[Any, Any]:
         """Every picture of an outcome."""
@@ -115,7 +115,7 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
         return {
             variance: _variance(outcome),
             bars: _bars(outcome),
-            verdict: verdict(outcome),
+            said: verdict(outcome),
             matching: _matching(outcome),
             heat: plots.ratio_heatmap(outcome.reports, data[whose]),
             dots: plots.deviations(outcome.reports, shown),
@@ -132,10 +132,10 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
             without=bool(data[without]), lines=lines_in(data[lines], data[file]),
         )  # fmt: skip
         end = yield from _followed(lab.tell(trial, data[align]), lambda outcome: drawn(outcome, data))
-        said = f"{len(end.outcome.reports)} tasks repaired in {end.outcome.seconds:.0f} s."
+        sentence = f"{len(end.outcome.reports)} tasks repaired in {end.outcome.seconds:.0f} s."
         paths = map(str, lab.saved(end.outcome))
         yield {
-            status: saying(" ".join([said, *end.outcome.notes]), "good"),
+            status: saying(" ".join([sentence, *end.outcome.notes]), "good"),
             key: end.key,
             made: None,
             **drawn(end.outcome, data),

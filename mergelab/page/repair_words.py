@@ -78,15 +78,15 @@ def _exactness(report: RepairReport) -> str:
 
 
 def _honest(outcome: Outcome) -> str:
-    told = []
+    told, base = [], outcome.trial["recipe"]["base_model"]
     for kind, sentence in (
-        ("base, repaired", "the base with the same repair"),
+        ("base, repaired", f"{base} alone with the same repair"),
         (f"{plots.PLAIN}, repaired", "repair without alignment"),
         ("without the expert, repaired", "the merge without the task's expert, repaired"),
     ):
         shares = [f"{r.scores[kind]:.0%} ({r.task})" for r in outcome.reports if kind in r.scores]
-        told += [f"{sentence}: {', '.join(shares)}"] if shares else []
-    return f"- **To be fair**: a repair carries knowledge of the task by itself. {'; '.join(told)}." if told else ""
+        told += [f"{sentence} {', '.join(shares)}"] if shares else []
+    return f"- **To be fair**: a repair carries knowledge of the task by itself: {'; '.join(told)}." if told else ""
 
 
 def _tested(outcome: Outcome) -> str:
