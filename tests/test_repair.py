@@ -1,6 +1,7 @@
 """A repaired model has the moments of its goal at every site, whatever its architecture and its data's padding."""
 
 import dataclasses
+import sys
 
 import families
 import pytest
@@ -230,3 +231,14 @@ def test_a_model_that_accelerate_keeps_elsewhere_is_repaired_and_not_folded():
             assert torch.allclose(logits(away, given[0]), wanted, atol=1e-4)
     with pytest.raises(MergeError, match="Fold it where all of it fits"):
         fold(away, patch, given[0])
+
+
+def test_where_memory_runs_out_smaller_batches_give_the_same_patch(monkeypatch):
+    merged, given, where, goals, patch = fitted("LlamaForCausalLM")
+
+    def too_much(*all_at_once):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sys.modules[fit.__module__], "_walked", too_much)
+    again = fit(merged, goals, given, where, how=FREE)
+    assert all(torch.allclose(one.scale, again.sites[n].scale, rtol=1e-4) for n, one in patch.sites.items())

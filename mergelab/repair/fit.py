@@ -27,7 +27,8 @@ class How:
     """How to fit. mode: affine, rms or shift; clamp: scales stay within 1/clamp … clamp; prior: rows of trust in s = 1.
 
     drop_first: as in `statistics`. at_once: all samples as one batch; False walks them in the given batches, to the
-    same result, with the memory of one batch and several passes a layer.
+    same result, with the memory of one batch and several passes a layer. That is also done, in batches of four, where
+    an accelerator has no room for all at once.
     """
 
     mode: str = "affine"
@@ -70,9 +71,13 @@ def fit(
     fitting = _Fitting([site for site in sites if site.name in goals], goals, how)
     if not fitting.sites:
         raise MergeError("The statistics of the expert hold none of the sites to repair. Take them at the same sites.")
-    if how.at_once:
-        _walked(model, joined(batches), fitting)
-    else:
+    try:
+        if how.at_once:
+            _walked(model, joined(batches), fitting)
+    except torch.OutOfMemoryError:
+        fitting.done.clear()
+        batches = [part for batch in batches for part in _cut(batch)]
+    if not fitting.done:
         _walked_in_parts(model, batches, fitting)
     missed = [site.name for site in sites if site.name not in fitting.done]
     notes = tuple(f"The forward pass never came by '{name}'." for name in missed)
@@ -221,6 +226,12 @@ def _with_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
 def samples_in(batch: Batch) -> int:
     """How many samples a batch holds."""
     return len(next(iter(batch.values()))) if batch else 0
+
+
+def _cut(batch: Batch) -> list[Batch]:
+    """A batch as several of at most four samples."""
+    starts = range(0, samples_in(batch), 4)
+    return [{key: tensor[start : start + 4] for key, tensor in batch.items()} for start in starts]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
