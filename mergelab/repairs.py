@@ -17,7 +17,7 @@ from mergelab.model import Running, running
 from mergelab.output import new_folder
 from mergelab.plan import plan
 from mergelab.recipe import Expert, Recipe
-from mergelab.repair import FEWEST, MOST, How, Patch, Site, Statistics, applied, joined, mean_goals, repair, statistics
+from mergelab.repair import FEWEST, MOST, How, Patch, Site, Statistics, applied, mean_goals, repair, statistics
 from mergelab.repair import sites as sites_of
 from mergelab.repair.calibration import batches_of, check_vocabulary, read_samples, read_tensors
 from mergelab.repair.control import check_coordinates, repaired_score
@@ -103,7 +103,7 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
                 reports.append(write_sidecar(place, patch, report))
             else:
                 done = replace(merged, model=body)
-                reports.append(write_folded(place / task.name, done, order.merged, patch, joined(task.batches), report))
+                reports.append(write_folded(place / task.name, done, order.merged, patch, task.batches[0], report))
         if order.sidecar:
             write_body(place, order.merged)
     return tuple(reports)
@@ -178,7 +178,7 @@ def _measured(
     if order.target == "task":
         return tasks
     yield "measuring all experts on all data"
-    union = [joined([batch for task in tasks for batch in task.batches])]
+    union = [batch for task in tasks for batch in task.batches]
     models = (running(task.folder).model for task in tasks)
     goals = mean_goals([statistics(model, union, where, drop_first=order.how.drop_first) for model in models])
     return [replace(task, batches=union, goals=goals) for task in tasks]

@@ -1,6 +1,7 @@
 """A repaired model has the moments of its goal at every site, whatever its architecture and its data's padding."""
 
 import dataclasses
+import sys
 
 import families
 import pytest
@@ -8,7 +9,8 @@ import torch
 from families import CONFIGS, average, batch, logits, model
 
 from mergelab.errors import MergeError
-from mergelab.repair import How, Patch, applied, fit, mean_goals, sites, statistics
+from mergelab.maths.moments import variance_kept
+from mergelab.repair import How, Patch, applied, fit, mean_goals, repair, sites, statistics
 
 FREE = How(clamp=1e9)
 
@@ -230,3 +232,47 @@ def test_a_model_that_accelerate_keeps_elsewhere_is_repaired_and_not_folded():
             assert torch.allclose(logits(away, given[0]), wanted, atol=1e-4)
     with pytest.raises(MergeError, match="Fold it where all of it fits"):
         fold(away, patch, given[0])
+
+
+def test_where_memory_runs_out_smaller_batches_give_the_same_patch(monkeypatch):
+    merged, given, where, goals, patch = fitted("LlamaForCausalLM")
+
+    def too_much(*all_at_once):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sys.modules[fit.__module__], "walked", too_much)
+    again = fit(merged, goals, given, where, how=FREE)
+    assert all(torch.allclose(one.scale, again.sites[n].scale, rtol=1e-4) for n, one in patch.sites.items())
+
+
+class Perceptron(torch.nn.Module):
+    """A module that is nobody's model: three layers, their biases zero."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(3))
+        for map_ in self.maps:
+            map_.weight.data = torch.randn(64, 64, generator=draw) / 8
+            map_.bias.data.zero_()
+
+    def forward(self, x):
+        for map_ in self.maps:
+            x = map_(torch.relu(x))
+        return x
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_average_of_strangers_loses_variance_by_the_law_and_deeper_still_and_gets_it_back(count):
+    given = [{"x": torch.randn(256, 64, generator=torch.Generator().manual_seed(9))}]
+    experts, merged = [Perceptron(seed) for seed in range(count)], Perceptron(0)
+    for name, parameter in merged.named_parameters():
+        parameter.data = torch.stack([expert.get_parameter(name) for expert in experts]).mean(0).detach()
+    where = sites(merged)
+    goals = mean_goals([statistics(expert, given, where) for expert in experts])
+    patch, report = repair(merged, goals, given, where)
+    before = [one.ratio("merged") for one in report.channels]
+    assert before[0] == pytest.approx(variance_kept(count, 0), rel=0.25)
+    assert before[0] > 1.5 * before[1] > 2 * before[2]
+    assert [one.ratio("repaired") for one in report.channels] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert len(patch.sites) == 3

@@ -14,7 +14,7 @@ from mergelab.__main__ import main
 from mergelab.assets import ASSETS
 from mergelab.errors import MergeError
 from mergelab.model import running
-from mergelab.repair import applied, fit, sites, statistics
+from mergelab.repair import applied, fit, joined, sites, statistics
 from mergelab.repair.calibration import batches_of, greedy, read_samples
 from mergelab.repair.control import check_coordinates, own_channels
 from mergelab.repairs import Order, Wanted, repair_table, repairs, worn
@@ -123,8 +123,8 @@ def test_the_mean_over_experts_is_one_goal_for_all_and_the_merge_without_an_expe
 
 def test_an_expert_answers_the_prompts_that_have_no_answer():
     expert, pairs = running(ASSETS / "numbers/morse"), tasks()["morse"].calibration[:20]
-    (given,) = batches_of(expert, pairs)
-    (asked,) = batches_of(expert, [(prompt, None) for prompt, _ in pairs])
+    given = joined(batches_of(expert, pairs))
+    asked = joined(batches_of(expert, [(prompt, None) for prompt, _ in pairs]))
     same = [torch.equal(a[m.bool()], b[n.bool()]) for a, m, b, n in zip(*given.values(), *asked.values())]
     assert sum(same) >= 18
     (mixed,) = batches_of(expert, [pairs[0], (pairs[1][0], None)] + [*pairs[2:4]])

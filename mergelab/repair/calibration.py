@@ -19,7 +19,7 @@ from mergelab.repair.fit import MOST, check_size
 from mergelab.repair.statistics import Batch, check_batch
 
 Sample = tuple[str, str | None]  # (prompt, answer); None: the expert is to answer
-AT_ONCE = 16  # prompts answered side by side
+AT_ONCE = 16  # samples a batch
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -64,20 +64,23 @@ def read_tensors(path: str | Path) -> list[Batch]:
 
 
 def batches_of(expert: Running, samples: Sequence[Sample], *, tokens: int = 64) -> list[Batch]:
-    """The samples as one batch for the expert and for any merge that it went into.
+    """The samples as batches of 16, for the expert and for any merge that it went into.
 
     Where a sample has no answer, the expert gives its greedy one, of at most so many tokens. Sentences for a model
     that writes no text are taken as they are.
     """
     if expert.tokenizer is None:
         raise MergeError(f"'{expert.name}' has no tokenizer, so prompts say nothing to it. Give its inputs as tensors.")
-    if not expert.model.can_generate():
-        given = expert.tokenizer([prompt for prompt, _ in samples], padding=True, truncation=True, return_tensors="pt")
-        batch = {key: given[key] for key in ("input_ids", "attention_mask")}
-    else:
-        batch = _written(expert, samples, tokens)
-    check_batch(expert.model, batch)
-    return [batch]
+    made = _written if expert.model.can_generate() else _read
+    batches = [made(expert, samples[i : i + AT_ONCE], tokens) for i in range(0, len(samples), AT_ONCE)]
+    for batch in batches:
+        check_batch(expert.model, batch)
+    return batches
+
+
+def _read(expert: Running, samples: Sequence[Sample], tokens: int) -> Batch:
+    given = expert.tokenizer([prompt for prompt, _ in samples], padding=True, truncation=True, return_tensors="pt")
+    return {key: given[key] for key in ("input_ids", "attention_mask")}
 
 
 def _written(expert: Running, samples: Sequence[Sample], tokens: int) -> Batch:
@@ -104,16 +107,16 @@ def _ids(expert: Running, answer: str | None) -> Tensor | None:
 def greedy(run: Running, prompts: Sequence[Tensor], tokens: int = 64) -> Iterator[Tensor]:
     """The tokens of a model's greedy answer to each prompt's tokens, up to and with the end of sequence."""
     end = run.tokenizer.eos_token_id
-    for start in range(0, len(prompts), AT_ONCE):
-        some = _padded(prompts[start : start + AT_ONCE], left=True)
-        width = 1 if run.model.config.is_encoder_decoder else some["input_ids"].shape[1]
-        given = {key: tensor.to(run.model.device) for key, tensor in some.items()}
-        fill = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else end
-        with torch.no_grad():
-            out = run.model.generate(**given, max_new_tokens=tokens, do_sample=False, pad_token_id=fill)
-        for ids in out[:, width:].cpu():
-            stops = (ids == end).nonzero()
-            yield ids[: int(stops[0]) + 1] if len(stops) else ids
+    if not prompts:
+        return
+    given = {key: tensor.to(run.model.device) for key, tensor in _padded(prompts, left=True).items()}
+    width = 1 if run.model.config.is_encoder_decoder else given["input_ids"].shape[1]
+    fill = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else end
+    with torch.no_grad():
+        out = run.model.generate(**given, max_new_tokens=tokens, do_sample=False, pad_token_id=fill)
+    for ids in out[:, width:].cpu():
+        stops = (ids == end).nonzero()
+        yield ids[: int(stops[0]) + 1] if len(stops) else ids
 
 
 def _padded(rows: Sequence[Tensor], left: bool = False) -> dict[str, Tensor]:

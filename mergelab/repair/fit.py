@@ -4,9 +4,9 @@ What a site is measured on has thus already been corrected everywhere before it.
 model and correcting them together is wrong: the corrections compound.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mergelab.errors import MergeError, did_you_mean
-from mergelab.maths.moments import MODES, Moments, affine, mean_of, moments
-from mergelab.repair.patch import Corrected, Patch, shaped
-from mergelab.repair.sites import Site, blocks
-from mergelab.repair.statistics import Batch, Statistics, not_finite, run, visited
+from mergelab.maths.moments import MODES, Moments, affine, mean_of
+from mergelab.repair.patch import Corrected, Patch
+from mergelab.repair.sites import Site
+from mergelab.repair.statistics import Batch, Statistics
+from mergelab.repair.walk import Fitting, walked, walked_in_parts
 
 FEWEST, MOST = 4, 512  # calibration samples
 
@@ -27,7 +28,8 @@ class How:
     """How to fit. mode: affine, rms or shift; clamp: scales stay within 1/clamp … clamp; prior: rows of trust in s = 1.
 
     drop_first: as in `statistics`. at_once: all samples as one batch; False walks them in the given batches, to the
-    same result, with the memory of one batch and several passes a layer.
+    same result, with the memory of one batch and several passes a layer. That is also done, in batches of four, where
+    an accelerator has no room for all at once.
     """
 
     mode: str = "affine"
@@ -67,13 +69,17 @@ def fit(
     how, batches = how or How(mode), list(batches)
     samples = sum(samples_in(batch) for batch in batches)
     check_size(samples)
-    fitting = _Fitting([site for site in sites if site.name in goals], goals, how)
+    fitting = Fitting([site for site in sites if site.name in goals], partial(_corrected, goals, how), how.drop_first)
     if not fitting.sites:
         raise MergeError("The statistics of the expert hold none of the sites to repair. Take them at the same sites.")
-    if how.at_once:
-        _walked(model, joined(batches), fitting)
-    else:
-        _walked_in_parts(model, batches, fitting)
+    try:
+        if how.at_once:
+            walked(model, joined(batches), fitting)
+    except torch.OutOfMemoryError:
+        fitting.done.clear()
+        batches = [part for batch in batches for part in _cut(batch)]
+    if not fitting.done:
+        walked_in_parts(model, batches, fitting)
     missed = [site.name for site in sites if site.name not in fitting.done]
     notes = tuple(f"The forward pass never came by '{name}'." for name in missed)
     return Patch(
@@ -91,34 +97,12 @@ def check_size(samples: int) -> None:
         raise MergeError(f"A repair takes at most {MOST} calibration samples, and {samples} are given. 32 are plenty.")
 
 
-@dataclass
-class _Fitting:
-    """The sites to fit, and those that are done."""
-
-    sites: list[Site]
-    goals: Statistics
-    how: How
-    done: dict[str, Corrected] = field(default_factory=dict)
-    rows: int = 0
-
-    def take(self, site: Site, found: Moments) -> None:
-        goal = self.goals[site.name]
-        if not found.finite:
-            raise MergeError(not_finite(site))
-        if goal.mean.shape != found.mean.shape:
-            raise MergeError(
-                f"'{site.name}' has {len(found.mean)} channels in the merged model, but {len(goal.mean)} in the expert."
-            )
-        self.rows = self.rows or found.count
-        self.done[site.name] = _corrected(site, goal, found, self.how)
-
-    def correct(self, site: Site, values: Tensor) -> Tensor:
-        one = self.done[site.name]
-        scale, shift = (shaped(t, site, values.dim()).to(values) for t in (one.scale, one.shift))
-        return values * scale + shift
-
-
-def _corrected(site: Site, goal: Moments, found: Moments, how: How) -> Corrected:
+def _corrected(goals: Statistics, how: How, site: Site, found: Moments) -> Corrected:
+    goal = goals[site.name]
+    if goal.mean.shape != found.mean.shape:
+        raise MergeError(
+            f"'{site.name}' has {len(found.mean)} channels in the merged model, but {len(goal.mean)} in the expert."
+        )
     map_ = affine(goal, found, how.mode, clamp=how.clamp, prior=how.prior)
     size = float(goal.var.mean()) or 1.0
     before, after = float(found.var.mean()) / size, float((map_.scale.square() * found.var).mean()) / size
@@ -126,101 +110,15 @@ def _corrected(site: Site, goal: Moments, found: Moments, how: How) -> Corrected
     return Corrected(site, scale, shift, before, after, map_.dead, map_.clamped, map_.skipped)
 
 
-class _Seen(Exception):
-    """All that was asked of this pass has been seen; what lies behind is not run."""
-
-
-def _walked(model: nn.Module, batch: Batch, fitting: _Fitting) -> None:
-    def act(site: Site, values: Tensor, mask: Tensor | None) -> Tensor:
-        if site.name not in fitting.done:  # a module that is called again keeps its first correction
-            fitting.take(site, moments(values, site.dim, mask))
-        if len(fitting.done) == len(fitting.sites):
-            raise _Seen
-        return fitting.correct(site, values)
-
-    with visited(model, fitting.sites, act, drop_first=fitting.how.drop_first):
-        _run_until_seen(model, batch)
-
-
-def _run_until_seen(model: nn.Module, batch: Batch) -> None:
-    with suppress(_Seen):
-        run(model, batch)
-
-
-def _walked_in_parts(model: nn.Module, batches: Sequence[Batch], fitting: _Fitting) -> None:
-    """All batches up to the next site, for each site in turn; layers that are finished answer from memory."""
-    memory = _Memory(model)
-    while len(fitting.done) < len(fitting.sites):
-        parts: list[tuple[Site, Moments]] = []
-
-        def act(site: Site, values: Tensor, mask: Tensor | None) -> Tensor:
-            if site.name in fitting.done:
-                return fitting.correct(site, values)
-            parts.append((site, moments(values, site.dim, mask)))  # noqa: B023  this turn's list
-            raise _Seen
-
-        with visited(model, fitting.sites, act, drop_first=fitting.how.drop_first):
-            for number, batch in enumerate(batches):
-                with memory.answering(number):
-                    _run_until_seen(model, batch)
-        if not parts:
-            return
-        found = parts[0][1]
-        for _, part in parts[1:]:
-            found = found.joined(part)
-        fitting.take(parts[0][0], found)
-
-
-class _Memory:
-    """The output of the last layer that each batch has run through, as it was before any correction of its own.
-
-    A pass stops at the first site that is not fitted: a layer that ran to its end will never give anything else. So it
-    and those before it need not run again.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.lists = blocks(model)
-        self.kept: dict[tuple[str, int], tuple[int, Any]] = {}
-
-    @contextmanager
-    def answering(self, part: int) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, layers in self.lists.items():
-                last, output = self.kept.get((name, part), (-1, None))
-                for i, layer in enumerate(layers):
-                    forward = _always(output) if i <= last else self._kept(layer.forward, (name, part), i)
-                    stack.enter_context(_with_forward(layer, forward))
-            yield
-
-    def _kept(self, forward: Callable, key: tuple[str, int], i: int) -> Callable:
-        def kept(*inputs: Any, **given: Any) -> Any:
-            output = forward(*inputs, **given)
-            self.kept[key] = i, output
-            return output
-
-        return kept
-
-
-def _always(output: Any) -> Callable:
-    return lambda *inputs, **given: output
-
-
-@contextmanager
-def _with_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    own = module.__dict__.get("forward")  # accelerate has put one there
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
 def samples_in(batch: Batch) -> int:
     """How many samples a batch holds."""
     return len(next(iter(batch.values()))) if batch else 0
+
+
+def _cut(batch: Batch) -> list[Batch]:
+    """A batch as several of at most four samples."""
+    starts = range(0, samples_in(batch), 4)
+    return [{key: tensor[start : start + 4] for key, tensor in batch.items()} for start in starts]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
