@@ -263,7 +263,11 @@ def heads_gain(layers: Sequence[HeadProducts], order_gain: Tensor, element: Head
     return float(gain)
 
 
-def with_turns_of(element: HeadOrder, other: HeadOrder) -> HeadOrder:
-    """The element with the queries' and keys' transforms of another one."""
-    pairs = zip(element.layers, other.layers)
-    return HeadOrder(element.order, tuple(replace(mine, qk=theirs.qk) for mine, theirs in pairs))
+def turned_to_agree(layers: Sequence[HeadProducts], element: HeadOrder, freedom: Freedom) -> HeadOrder:
+    """The element with its heads where they are, and their queries and keys turned to agree with A's."""
+    kv = torch.arange(len(element.order))
+    found = []
+    for layer, turns in zip(layers, element.layers):
+        turned, _ = layer.of(turns.within[:, None].expand(-1, len(kv), -1))
+        found.append(replace(turns, qk=torch.stack([freedom.turn(part) for part in turned[kv, element.order]])))
+    return HeadOrder(element.order, tuple(found))

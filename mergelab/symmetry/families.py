@@ -1,8 +1,8 @@
 """The symmetries of transformers, as data: for each family, which axis of which tensor belongs to which group.
 
 Names are those on disk; where transformers renames in memory (ViT, GPT-NeoX) a pattern takes both. Every family's
-random element is tested to leave its outputs as they are, and a tensor that no rule knows makes the model an unknown one: no
-symmetry is claimed that was not looked at.
+random element is tested to leave its outputs as they are, and a tensor that no rule knows makes the model an unknown
+one: no symmetry is claimed that was not looked at.
 """
 
 from collections.abc import Iterable

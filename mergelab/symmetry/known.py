@@ -12,10 +12,9 @@ from mergelab.symmetry.groups import Group, Heads, Slot, Symmetry, Units
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PARTS = "qkv"
-_BARE = (
-    "BertModel RobertaModel ViTModel LlamaModel MistralModel Qwen2Model Qwen3Model GemmaModel Gemma2Model Phi3Model"
-    " GPT2Model GPTNeoXModel CLIPVisionModel CLIPTextModel T5EncoderModel T5Model"
-).split()
+_BARE = re.compile(
+    "(Bert|Roberta|ViT|Llama|Mistral|Qwen[23]|Gemma2?|Phi3|GPT2|GPTNeoX|CLIPVision|CLIPText|T5(Encoder)?)Model"
+)
 KNOWN = (*FAMILIES, "resnet")
 
 
@@ -64,7 +63,7 @@ def _observed(group: Group, config: Mapping[str, Any]) -> bool:
     if group.name == "pooler":
         return not any(slot.site for slot in group.slots)
     built = config.get("architectures") or ()
-    return group.name.endswith("residual") and bool(built) and all(name in _BARE for name in built)
+    return group.name.endswith("residual") and bool(built) and all(_BARE.fullmatch(name) for name in built)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
