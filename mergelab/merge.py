@@ -140,6 +140,7 @@ def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any) 
         layers=tuple(layers),
         skipped=dict(plan.skipped),
         notes=plan.notes,
+        alignment=plan.alignment,
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),

@@ -154,3 +154,13 @@ def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
         sides = (side, side) if isinstance(side, int) else tuple(side)
         batch["pixel_values"] = torch.randn(2, int(images.get("num_channels") or 3), *sides, generator=draw)
     return batch
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a model folder, alone; MergeError if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.") from None

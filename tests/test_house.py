@@ -16,15 +16,18 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page merge plan recipe report errors",
+    "__main__": "page merge plan realign align recipe report errors",
     "page": "lab plots method assets recipe report errors",
     "lab": "merge plan model tasks sources assets recipe report errors",
     "plots": "report",
     "__init__": "merge plan method recipe report errors",
     "merge": "output plan method maths report errors",
+    "realign": "output align adapter model checkpoint sources errors",
     "output": "card plan checkpoint sources report errors",
     "card": "method recipe report",
-    "plan": "adapter checkpoint sources methods method maths recipe errors",
+    "plan": "align adapter checkpoint sources methods method maths recipe errors",
+    "align": "symmetry tasks assets model checkpoint maths errors",
+    "symmetry": "maths errors",
     "model": "checkpoint errors",
     "adapter": "checkpoint maths errors",
     "checkpoint": "errors",

@@ -99,20 +99,25 @@ def alignment(
     pairs and mix the dimensions inside a head where that is exact; otherwise only permute, which keeps every bit.
     build: makes a module of tensors, for what transformers does not know.
 
+    An expert that activations would take further away from the reference stays as it is, and has no correlations.
+
     MergeError: unknown architecture, other shapes or vocabulary, no data to measure.
     """
     if how not in HOW:
         raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, HOW)}")
     pair = pair_of(reference, expert, config)
-    before = pair.agreement(pair.symmetry.identity())
+    start = pair.symmetry.identity()
+    before = pair.agreement(start)
     if how == "none":
-        return Alignment(how, pair.symmetry, pair.symmetry.identity(), before[:1], {}, (before[1], before[1]))
+        return Alignment(how, pair.symmetry, start, before[:1], {}, (before[1], before[1]))
     if how == "weights":
         elements, objective = matched_by_weights(pair, rotations, seed)
         correlations = {group.name: pair.correlations(group, elements) for group in pair.symmetry.groups}
     else:
         elements, correlations = matched_by_activations(pair, config, data or [], rotations, build)
         objective = (before[0], pair.agreement(elements)[0])
+        if objective[1] < objective[0]:  # a fine-tuned copy of the reference is in place already
+            return Alignment(how, pair.symmetry, start, objective[:1], {}, (before[1], before[1]))
     return Alignment(how, pair.symmetry, elements, objective, correlations, (before[1], pair.agreement(elements)[1]))
 
 
