@@ -1,4 +1,4 @@
-"""The lab without a browser: `python -m mergelab merge | inspect | align | app`. Exits with 0, or with 1 and one line."""
+"""The lab without a browser: `python -m mergelab merge | inspect | align | app`. Exits with 0, or 1 and one line."""
 
 import argparse
 import os
