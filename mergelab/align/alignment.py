@@ -24,8 +24,8 @@ class Alignment:
     """What is done to an expert's tensors, and what it brings.
 
     elements: by group name. objective: the cosine between all weights of the two models, before and after each sweep.
-    correlations: group -> the signed correlation of each unit with its match, of weights or of activations. distance:
-    ‖A − B‖ / ‖A‖ over all weights, before and after.
+    correlations: group -> the signed correlation of each unit with its match, of activations where they were matched by
+    those, else of weights (a cosine). distance: ‖A − B‖ / ‖A‖ over all weights, before and after.
     """
 
     how: str
@@ -99,26 +99,25 @@ def alignment(
     pairs and mix the dimensions inside a head where that is exact; otherwise only permute, which keeps every bit.
     build: makes a module of tensors, for what transformers does not know.
 
-    An expert that activations would take further away from the reference stays as it is, and has no correlations.
+    An expert that activations would take further away from the reference stays as it is.
 
     MergeError: unknown architecture, other shapes or vocabulary, no data to measure.
     """
     if how not in HOW:
         raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, HOW)}")
     pair = pair_of(reference, expert, config)
-    start = pair.symmetry.identity()
-    before = pair.agreement(start)
-    if how == "none":
-        return Alignment(how, pair.symmetry, start, before[:1], {}, (before[1], before[1]))
+    elements = start = pair.symmetry.identity()
+    cosine, apart = pair.agreement(start)
+    objective, correlations = (cosine,), {}
     if how == "weights":
         elements, objective = matched_by_weights(pair, rotations, seed)
-        correlations = {group.name: pair.correlations(group, elements) for group in pair.symmetry.groups}
-    else:
+    elif how == "activations":
         elements, correlations = matched_by_activations(pair, config, data or [], rotations, build)
-        objective = (before[0], pair.agreement(elements)[0])
-        if objective[1] < objective[0]:  # a fine-tuned copy of the reference is in place already
-            return Alignment(how, pair.symmetry, start, objective[:1], {}, (before[1], before[1]))
-    return Alignment(how, pair.symmetry, elements, objective, correlations, (before[1], pair.agreement(elements)[1]))
+        objective = (cosine, pair.agreement(elements)[0])
+        if objective[1] < cosine:  # a fine-tuned copy of the reference is in place already
+            elements, objective, correlations = start, (cosine,), {}
+    found = correlations or {group.name: pair.correlations(group, elements) for group in pair.symmetry.groups}
+    return Alignment(how, pair.symmetry, elements, objective, found, (apart, pair.agreement(elements)[1]))
 
 
 def alignments(
@@ -141,6 +140,6 @@ def nearest_the_mean(experts: Mapping[str, Tensors]) -> str:
     for name in first:
         if first[name].is_floating_point() and all(name in expert for expert in experts.values()):
             stack = torch.stack([expert[name].double() for expert in experts.values()])
-            squares = (stack - stack.mean(0)).flatten(1).square().sum(1)
+            squares = (stack - stack.mean(0)).reshape(len(stack), -1).square().sum(1)
             apart = {expert: apart[expert] + float(square) for expert, square in zip(experts, squares)}
     return min(apart, key=apart.__getitem__)

@@ -1,5 +1,6 @@
 """Two models of one shape and the symmetry that they share: their tensors as rows of units; how far apart they are."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,8 @@ class Pair:
             inner += float((a * b).sum())
             a_square, b_square = a_square + float(a.square().sum()), b_square + float(b.square().sum())
             apart += float((a - b).square().sum())
+            if not math.isfinite(apart):
+                raise MergeError(f"'{name}' holds NaN or an infinity in the reference or in the expert: one is broken.")
         return inner / ((a_square * b_square) ** 0.5 or 1.0), (apart / (a_square or 1.0)) ** 0.5
 
     def weights(self) -> Iterator[str]:

@@ -81,7 +81,7 @@ def units_of_chain(shapes: Shapes) -> tuple[Units, ...]:
 
 def _read_by(shapes: Shapes, name: str, source: Slot) -> Slot:
     columns, units = shapes[name][1], source.units
-    flat = len(shapes[name]) == 2 and columns % units == 0
+    flat = len(shapes[name]) == 2 and len(shapes[source.name]) > 2 and columns % units == 0
     if columns != units and not flat:
         raise MergeError(f"'{name}' reads {columns} channels, but '{source.name}' before it writes {units}.")
     return Slot(name, 1, units, stride=columns // units, width=columns // units, site=True)
