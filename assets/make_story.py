@@ -1,10 +1,11 @@
-"""Makes the outcome that the Repair tab opens with: `python assets/make_story.py` writes assets/analyses/digits-repair.json."""
+"""Makes what the Repair tab opens with: `python assets/make_story.py` writes assets/analyses/digits-repair.json."""
 
 from dataclasses import replace
 
-from mergelab.experiment import Trial
 from mergelab.lab import Lab
-from mergelab.lab_repair import STORIES, STORY, RepairLab
+from mergelab.lab_repair import RepairLab
+from mergelab.outcome import Trial
+from mergelab.stories import STORIES, STORY
 
 
 def main() -> None:

@@ -4,13 +4,10 @@ Works on models in memory, and reports what it is at as it goes. It does not kno
 remembered of it.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +15,10 @@ from torch import Tensor, nn
 from mergelab.errors import MergeError
 from mergelab.maths.moments import variance_kept
 from mergelab.model import Running
-from mergelab.recipe import Recipe
-from mergelab.repair import How, Patch, Site, Statistics, applied, fit, joined, mean_goals, repair, statistics
-from mergelab.repair.calibration import Sample, batches_of
+from mergelab.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Trial
+from mergelab.repair import Patch, Site, Statistics, applied, fit, joined, mean_goals, repair, sites, statistics
+from mergelab.repair.calibration import batches_of
+from mergelab.repair.control import check_coordinates
 from mergelab.repair.export import folded
 from mergelab.repair.head import with_head
 from mergelab.repair.statistics import Batch, run, visited
@@ -28,45 +26,8 @@ from mergelab.report import Channels, RepairReport
 from mergelab.tasks import PictureTask, Task, exact_match, own_pictures, own_task, right_labels
 
 Score = Callable[[nn.Module], float]
-PLAIN, MERGED, REPAIRED, EXPERT, BASE, WITHOUT = (
-    "plain average",
-    "merged",
-    "repaired",
-    "expert",
-    "base",
-    "without the expert",
-)
 _ROWS = 4096  # of an activation: enough to see a correlation
 _HISTOGRAM = 2000  # correlations that are kept for the picture
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What to try. recipe: what to merge, and whether its experts are aligned first; the rest: how to repair it.
-
-    samples: calibration samples a task. own_heads: a classifier keeps each expert's own last layer. without: score also
-    the merge without the task's expert. lines: the user's own samples, in place of the bundled ones.
-    """
-
-    recipe: Recipe
-    target: str = "task"
-    mode: str = "affine"
-    sites: str = "foldable"
-    samples: int = 32
-    clamp: float = 100.0
-    own_heads: bool = True
-    without: bool = False
-    lines: tuple[Sample, ...] = ()
-
-    @property
-    def how(self) -> How:
-        return How(self.mode, self.clamp)
-
-    @property
-    def hash(self) -> str:
-        """Twelve hex digits that name this trial; equal trials have equal ones."""
-        plain = json.dumps([self.recipe.hash, *(v for k, v in asdict(self).items() if k != "recipe")], default=str)
-        return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -81,64 +42,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Matching:
-    """How the experts were aligned. objective: what was made large, sweep by sweep. error: of the self-test, which puts
-    neurons in a random order and compares outputs. before, after: correlations of channels with the same number."""
+class Stage:
+    """A merge and its tasks in one system of coordinates."""
 
-    kind: str = "none"
-    objective: tuple[float, ...] = ()
-    before: tuple[float, ...] = ()
-    after: tuple[float, ...] = ()
-    error: float | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial found. plain: the merge without alignment, task -> channels. theory: the share of its variance that
-    an average keeps at each site, by the correlation of the experts there."""
-
-    trial: Mapping[str, Any]
-    reports: tuple[RepairReport, ...] = ()
-    plain: Mapping[str, tuple[Channels, ...]] = field(default_factory=dict)
-    theory: tuple[float, ...] = ()
-    matching: Matching = field(default_factory=Matching)
-    tested: Mapping[str, int] = field(default_factory=dict)  # task -> how many prompts or pictures it was scored on
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Header and rows: one row per task and site, with the variance ratios and the offset of the means."""
-        rows = []
-        for report in self.reports:
-            plain = {one.site: one.ratio() for one in self.plain.get(report.task, ())}
-            for i, one in enumerate(report.channels):
-                offsets = one.offset(), one.offset(REPAIRED) if one.repaired_var else ""
-                ratios = plain.get(one.site, ""), one.ratio(), one.ratio(REPAIRED) if one.repaired_var else ""
-                rows.append([report.task, one.site, *ratios, *offsets, self.theory[i] if self.theory else ""])
-        heads = ["ratio, plain", "ratio, merged", "ratio, repaired", "offset, merged", "offset, repaired"]
-        return ["task", "site", *heads, "(1+(N-1)ρ)/N"], rows
-
-    def score_table(self) -> tuple[list[str], list[list[Any]]]:
-        """Header and rows: one row per task, a column per score."""
-        kinds = list(dict.fromkeys(kind for report in self.reports for kind in report.scores))
-        return ["task", *kinds], [[r.task, *(r.scores.get(kind, "") for kind in kinds)] for r in self.reports]
-
-    def to_json(self, indent: int | None = None) -> str:
-        """All of it as JSON text."""
-        return json.dumps(asdict(self), indent=indent, ensure_ascii=False, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Outcome":
-        """The outcome that `to_json` wrote."""
-        data = json.loads(text)
-        reports = tuple(RepairReport.from_json(json.dumps(report)) for report in data.pop("reports"))
-        plain = {task: tuple(Channels(**_tuples(one)) for one in found) for task, found in data.pop("plain").items()}
-        matching = Matching(**_tuples(data.pop("matching")))
-        return cls(reports=reports, plain=plain, matching=matching, **_tuples(data))
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    model: Running
+    subjects: list[Subject]
+    where: tuple[Site, ...]
+    goals: list[tuple[Statistics, list[Batch]]]  # for each task: the moments to reach, the samples to reach them on
 
 
 # One task ---------------------------------------------------------------------------------------------------
@@ -153,8 +63,8 @@ def subject(name: str, source: str, expert: Running, trial: Trial) -> Subject:
     samples = trial.lines or (task.calibration if task else ())
     if not samples:
         raise MergeError(
-            f"There is no calibration data for '{name}': only bundled experts bring their own. Paste at least 4 prompts "
-            "of its task, or upload a file of them."
+            f"There is no calibration data for '{name}': only bundled experts bring their own. Paste at least 4 "
+            "prompts of its task, or upload a file of them."
         )
     batches = batches_of(expert, samples[:most])
     if task is None:
@@ -186,6 +96,12 @@ def goals_of(subjects: Sequence[Subject], where: Sequence[Site], trial: Trial) -
     union = [joined([batch for one in subjects for batch in one.batches])]
     mean = mean_goals([statistics(one.expert.model, union, where) for one in subjects])
     return [(mean, union)] * len(subjects)
+
+
+def stage_of(model: Running, subjects: list[Subject], trial: Trial) -> Stage:
+    """A merge with its tasks, measured: where to repair it, and towards what."""
+    where = sites(subjects[0].expert.model, trial.sites)
+    return Stage(model, subjects, where, goals_of(subjects, where, trial))
 
 
 def repaired(
@@ -269,3 +185,42 @@ def agreement(subjects: Sequence[Subject], where: Sequence[Site]) -> tuple[tuple
 def theory_of(means: Sequence[float], count: int) -> tuple[float, ...]:
     """The share of its variance that an average of `count` equally strong channels keeps, site by site."""
     return tuple(round(variance_kept(count, max(mean, -1 / max(1, count - 1))), 5) for mean in means)
+
+
+def looked_at(trial: Trial, align: str, matching: Matching, stages: list[Stage]) -> Outcome:
+    """What can be said of the experts before any repair: how they agree, and what an average of them keeps."""
+    found = [agreement(stage.subjects, stage.where) for stage in stages]
+    matching = replace(matching, before=found[0][1], after=found[-1][1] if align != "none" else ())
+    asked = {key: value for key, value in asdict(trial).items() if key not in ("recipe", "lines")}
+    asked |= {"recipe": trial.recipe.to_dict(), "align": align, "lines": len(trial.lines)}
+    notes = coordinate_notes(stages[-1]) if align == "none" else ()
+    return Outcome(asked, theory=theory_of(found[-1][0], len(trial.recipe.experts)), matching=matching, notes=notes)
+
+
+def coordinate_notes(stage: Stage) -> tuple[str, ...]:
+    """A note if the experts' channels do not correspond: then a repair starts from the wrong goals."""
+    one = stage.subjects[0]
+    for other in stage.subjects[1:]:
+        try:
+            check_coordinates(one.expert.model, other.expert.model, one.batches[0], stage.where, (one.name, other.name))
+        except MergeError as error:
+            return (str(error),)
+    return ()
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The mean of several curves, a short one held at its last value."""
+    longest = max(map(len, curves), default=0)
+    held = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves if curve]
+    return tuple(sum(column) / len(column) for column in zip(*held))
+
+
+def unrepaired(report: RepairReport) -> tuple[Channels, ...]:
+    """A report's channels without those of its repair."""
+    return tuple(replace(one, repaired_mean=(), repaired_var=()) for one in report.channels)
+
+
+def plain_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of a merge without alignment, by the names that they have beside those of one with it."""
+    names = {MERGED: PLAIN, REPAIRED: f"{PLAIN}, {REPAIRED}"}
+    return {name: scores[kind] for kind, name in names.items() if kind in scores}

@@ -7,8 +7,8 @@ import csv
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,63 +16,26 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mergelab.align import Alignment, alignment, compared, selftest
-from mergelab.assets import ASSETS
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
 from mergelab.experiment import (
-    BASE, PLAIN, REPAIRED, WITHOUT, Matching, Outcome, Subject, Trial, agreement, body_for, control, goals_of, proven,
-    repaired, subject, theory_of,
+    Stage, Subject, body_for, control, looked_at, mean_curve, plain_scores, proven, repaired, stage_of, subject,
+    unrepaired,
 )  # fmt: skip
 from mergelab.lab import Kept, Lab, Run, Step, zipped
 from mergelab.merge import merge
 from mergelab.model import Running, answer, running
+from mergelab.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.output import companions
 from mergelab.plan import plan
-from mergelab.recipe import Expert, Recipe
-from mergelab.repair import FEWEST, MOST, Batch, Patch, Site, applied, fit, joined, sites, statistics
-from mergelab.repair import MODES as MODES
+from mergelab.recipe import Recipe
+from mergelab.repair import FEWEST, MOST, Batch, Patch, applied, fit, joined, sites, statistics
+from mergelab.repair import MODES as MODES  # for the page
 from mergelab.repair import PRESETS as PRESETS
-from mergelab.repair.calibration import Sample, read_samples
-from mergelab.repair.control import check_coordinates
+from mergelab.repair.calibration import read_samples
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
-from mergelab.report import RepairReport
-
-STORY = ASSETS / "analyses" / "digits-repair.json"  # what the tab opens with, made in advance
-ALIGN = ("none", "weights", "activations", "best")  # best: all are tried, the average is judged on calibration data
-LEFT = "The recipe on the left"
-
-
-def _recipe(*sources: str, base: str | None = None, method: str = "linear", **settings: Any) -> Recipe:
-    return Recipe(base or sources[0], tuple(map(Expert, sources)), method, settings)
-
-
-STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and how its experts are aligned first
-    "Digits: two unrelated nets": (
-        _recipe("digits/scratch-upright", "digits/scratch-invert"),
-        "activations",
-    ),
-    "Digits: four unrelated nets": (
-        _recipe(*(f"digits/scratch-{task}" for task in ("upright", "invert", "rot90", "mirror"))),
-        "activations",
-    ),
-    "Digits: one task, two seeds": (_recipe("digits/scratch-upright", "digits/scratch-upright-2"), "activations"),
-    "Digits: four experts of one base": (
-        _recipe(*(f"digits/{task}" for task in ("upright", "invert", "rot90", "mirror")), base="digits/base"),
-        "none",
-    ),
-    "Numbers: four experts of one base": (
-        _recipe(
-            *(f"numbers/{task}" for task in ("french", "german", "english", "spanish")), base="numbers/base",
-            method="star", eta=50.0,
-        ),
-        "none",
-    ),
-    "Numbers: two unrelated Llamas": (
-        _recipe("numbers/french", "numbers/scratch-french"),
-        "weights",
-    ),
-    LEFT: (None, "none"),
-}  # fmt: skip
+from mergelab.stories import ALIGN, STORY
+from mergelab.tasks import exact_match, own_task
 
 
 @dataclass(frozen=True)
@@ -90,16 +53,6 @@ class Told:
     def key(self) -> str:
         """What it is kept under: the folder of its merge."""
         return self.run.folder.parent.name
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A merge and its tasks in one system of coordinates."""
-
-    model: Running
-    subjects: list[Subject]
-    where: tuple[Site, ...]
-    goals: list
 
 
 class RepairLab:
@@ -139,21 +92,17 @@ class RepairLab:
         if moved:
             yield steps("plain average")
             model = yield from self._loaded(recipe, home / "plain", steps)
-            stages = [self._stage(model, first, trial)]
+            stages = [stage_of(model, first, trial)]
             folders, matching = yield from self._aligned(trial, align, first, own, home, steps)
             recipe = replace(recipe, experts=tuple(replace(e, source=str(f)) for e, f in zip(recipe.experts, folders)))
         yield steps("merge")
         run = yield from _named(self.lab.merge(recipe), steps)
         subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
-        stages.append(self._stage(running(run.folder), subjects, trial))
-        outcome = _looked_at(trial, align, matching, stages)
+        stages.append(stage_of(running(run.folder), subjects, trial))
+        outcome = looked_at(trial, align, matching, stages)
         told = Told(trial, outcome, run, experts=dict(zip(trial.recipe.names, folders)))
         told = yield from self._repaired(told, stages, home, steps)
         return replace(told, outcome=replace(told.outcome, seconds=round(time.monotonic() - started, 1)))
-
-    def _stage(self, model: Running, subjects: list[Subject], trial: Trial) -> _Stage:
-        where = sites(subjects[0].expert.model, trial.sites)
-        return _Stage(model, subjects, where, goals_of(subjects, where, trial))
 
     def _aligned(
         self, trial: Trial, how: str, subjects: list[Subject], own: list[Path], home: Path, steps: "_Steps"
@@ -177,10 +126,10 @@ class RepairLab:
                 found.append(alignment(reference, expert, reference.config, how, data))
             folders.append(_written(found[-1], expert, home / str(i) / folder.name))
         chosen = ", ".join(dict.fromkeys(one.how for one in found)) or how
-        return folders, Matching(chosen, _mean_curve([one.objective for one in found]), error=error)
+        return folders, Matching(chosen, mean_curve([one.objective for one in found]), error=error)
 
     def _repaired(
-        self, told: Told, stages: list[_Stage], home: Path, steps: "_Steps"
+        self, told: Told, stages: list[Stage], home: Path, steps: "_Steps"
     ) -> Generator[Step | Outcome, None, Told]:
         """Task by task: the plain merge, the one to repair, and the controls."""
         trial, now, outcome = told.trial, stages[-1], told.outcome
@@ -193,8 +142,8 @@ class RepairLab:
                 yield steps(f"{one.name}: repair without alignment")
                 before = stages[0]
                 _, plain = repaired(before.model.model, before.subjects[i], *before.goals[i], before.where, trial)
-                outcome = replace(outcome, plain=outcome.plain | {one.name: _unrepaired(plain)})
-                scores |= _renamed(plain.scores)
+                outcome = replace(outcome, plain=outcome.plain | {one.name: unrepaired(plain)})
+                scores |= plain_scores(plain.scores)
             yield steps(f"{one.name}: controls")
             scores |= yield from self._controls(told, i, now, home, steps)
             body = body_for(now.model.model, one, trial)
@@ -206,7 +155,7 @@ class RepairLab:
         return replace(told, outcome=outcome)
 
     def _controls(
-        self, told: Told, i: int, now: _Stage, home: Path, steps: "_Steps"
+        self, told: Told, i: int, now: Stage, home: Path, steps: "_Steps"
     ) -> Generator[Step, None, dict[str, float]]:
         """The base, and on request the merge without this expert, before and after the same repair."""
         recipe, one, scores = told.trial.recipe, now.subjects[i], {}
@@ -253,14 +202,12 @@ class RepairLab:
         with applied(model.model, patch):
             yield from answer(model, prompt, **how)
 
-    def repaired_score(self, run: Run, source: str) -> float | None:
-        """What a kept merge scores on a bundled expert's task, repaired for it; None for other experts."""
-        model = self.lab._running(run.folder)
-        one = subject(Path(source).name, source, model, Trial(run.recipe))
-        if one.score is None:
-            return None
+    def repaired_score(self, run: Run, source: str) -> float:
+        """What a kept merge scores on a bundled expert's task, repaired for it."""
+        model, task = self.lab._running(run.folder), own_task(source)
+        assert task
         with applied(model.model, self.patch(run, source)):
-            return one.score(model.model)
+            return float(exact_match(model.model, model.tokenizer, task.test).float().mean())
 
     def outcome(self, key: str) -> Outcome:
         """What a run found; the shipped one for ''. MergeError if it is not kept any more."""
@@ -347,27 +294,6 @@ def _named(job: Generator[Step, None, Any], steps: _Steps) -> Generator[Step, No
         job.close()
 
 
-def _looked_at(trial: Trial, align: str, matching: Matching, stages: list[_Stage]) -> Outcome:
-    """What can be said of the experts before any repair: how they agree, and what an average of them keeps."""
-    found = [agreement(stage.subjects, stage.where) for stage in stages]
-    matching = replace(matching, before=found[0][1], after=found[-1][1] if align != "none" else ())
-    asked = {key: value for key, value in asdict(trial).items() if key not in ("recipe", "lines")}
-    asked |= {"recipe": trial.recipe.to_dict(), "align": align, "lines": len(trial.lines)}
-    notes = _coordinates(stages[-1]) if align == "none" else ()
-    return Outcome(asked, theory=theory_of(found[-1][0], len(trial.recipe.experts)), matching=matching, notes=notes)
-
-
-def _coordinates(stage: _Stage) -> tuple[str, ...]:
-    """A note if the experts' channels do not correspond: then a repair starts from the wrong goals."""
-    one = stage.subjects[0]
-    for other in stage.subjects[1:]:
-        try:
-            check_coordinates(one.expert.model, other.expert.model, one.batches[0], stage.where, (one.name, other.name))
-        except MergeError as error:
-            return (str(error),)
-    return ()
-
-
 def _written(found: Alignment, expert: Checkpoint, place: Path) -> Path:
     """An aligned expert as an ordinary folder."""
     place.mkdir(parents=True)
@@ -378,21 +304,3 @@ def _written(found: Alignment, expert: Checkpoint, place: Path) -> Path:
     for path in companions(expert.folder):
         shutil.copyfile(path, place / path.name)
     return place
-
-
-def _mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The mean of several curves, a short one held at its last value."""
-    longest = max(map(len, curves), default=0)
-    held = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves if curve]
-    return tuple(sum(column) / len(column) for column in zip(*held))
-
-
-def _unrepaired(report: RepairReport) -> tuple:
-    """A report's channels without those of its repair."""
-    return tuple(replace(one, repaired_mean=(), repaired_var=()) for one in report.channels)
-
-
-def _renamed(scores: dict[str, float]) -> dict[str, float]:
-    if not scores:
-        return {}
-    return {PLAIN: scores["merged"], f"{PLAIN}, {REPAIRED}": scores["repaired"]}

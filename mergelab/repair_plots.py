@@ -97,7 +97,7 @@ def _told(report: RepairReport, plain: Sequence[Channels], merged: str) -> str:
 
 
 def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Figure:
-    """log2 of the variance ratio: a column per site, a row per task. whose: merged or repaired. A click names the site."""
+    """log2 of the variance ratio: a column per site, a row per task; a click names the site. whose: merged, repaired."""
     if not reports or not reports[0].channels:
         return empty("A column per site and a row per task appear here after a run.")
     names = [one.site for one in reports[0].channels]
@@ -114,9 +114,10 @@ def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Fig
         "hovertemplate": "%{customdata}<br>%{y}: 2^%{z:.2f} of the expert's variance<extra></extra>",
         "colorscale": [[0, "#b91c1c"], [0.25, "#f59e0b"], [0.5, "#e5e7eb"], [0.75, "#60a5fa"], [1, "#1d4ed8"]],
         "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
-        **({"text": [[f"{v:.1f}" for v in row] for row in z], "texttemplate": "%{text}", "textfont": {"color": "#111827"}}
-           if len(names) <= _MOST_LABELS else {}),
-    }  # fmt: skip
+    }
+    if len(names) <= _MOST_LABELS:
+        text = [[f"{value:.1f}" for value in row] for row in z]
+        trace |= {"text": text, "texttemplate": "%{text}", "textfont": {"color": "#111827"}}
     layout = _layout("")
     layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category", "fixedrange": True}
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"showgrid": False, "tickangle": -60}
@@ -174,16 +175,15 @@ def matching(objective: Sequence[float], before: Sequence[float], after: Sequenc
     for name, values, colour in (("before", before, COLOURS[1]), ("matched", after, COLOURS[0])):
         if values:
             traces.append(_histogram(f"{name}, mean {fmean(values):.2f}", values, colour))
-    title = {"automargin": True, "zeroline": False}
     layout = {
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
         "barmode": "overlay",
-        "xaxis": title | {"domain": [0, 0.46], "anchor": "y", "title": {"text": "sweep", "standoff": 4}, "dtick": max(1, len(x) // 10)},
-        "xaxis2": title | {"domain": [0.56, 1], "anchor": "y2", "title": {"text": "correlation of two experts' channels", "standoff": 4}},
-        "yaxis": title | {"anchor": "x", "title": {"text": "agreement of the weights", "standoff": 6}},
-        "yaxis2": title | {"anchor": "x2", "title": {"text": "channels", "standoff": 6}},
+        "xaxis": _axis("sweep", 4) | {"domain": [0, 0.46], "anchor": "y", "dtick": max(1, len(x) // 10)},
+        "xaxis2": _axis("correlation of two experts' channels", 4) | {"domain": [0.56, 1], "anchor": "y2"},
+        "yaxis": _axis("agreement of the weights", 6) | {"anchor": "x"},
+        "yaxis2": _axis("channels", 6) | {"anchor": "x2"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    }  # fmt: skip
+    }
     told = "; ".join(
         f"mean correlation {name} {fmean(v):.2f}" for name, v in (("before", before), ("after", after)) if v
     )
@@ -197,8 +197,12 @@ def _histogram(name: str, values: Sequence[float], colour: str) -> dict:
         counts[min(39, max(0, math.floor((value + 1) / width)))] += 1
     x = [round(-1 + width * (i + 0.5), 3) for i in range(40)]
     hover = "%{y} channels at %{x:.2f}<extra></extra>"
-    return {"type": "bar", "name": name, "x": x, "y": counts, "width": width, "opacity": 0.65, "xaxis": "x2", "yaxis": "y2",
-            "marker": {"color": colour}, "hovertemplate": hover}  # fmt: skip
+    bars = {"type": "bar", "name": name, "x": x, "y": counts, "width": width, "opacity": 0.65}
+    return bars | {"xaxis": "x2", "yaxis": "y2", "marker": {"color": colour}, "hovertemplate": hover}
+
+
+def _axis(title: str, standoff: int) -> dict:
+    return {"automargin": True, "zeroline": False, "title": {"text": title, "standoff": standoff}}
 
 
 def repaired_bars(

@@ -17,11 +17,13 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page repairs repair merge plan realign align sources recipe report errors",
-    "page": "lab_repair lab repair_plots plots method assets recipe report errors",
-    "lab_repair": "lab experiment align repair merge plan output model checkpoint assets recipe report errors",
+    "page": "lab_repair stories outcome lab repair_plots plots method assets recipe report errors",
+    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe report errors",
     "lab": "merge plan model tasks sources assets recipe report errors",
     "repairs": "repair merge output plan model tasks sources recipe report errors",
-    "experiment": "repair model tasks maths recipe report errors",
+    "experiment": "outcome repair model tasks maths report errors",
+    "stories": "assets recipe",
+    "outcome": "repair recipe report",
     "repair_plots": "plots maths report",
     "plots": "report",
     "__init__": "merge plan method recipe report errors",

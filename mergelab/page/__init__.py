@@ -37,11 +37,11 @@ def build(lab: Lab) -> gr.Blocks:
                 with gr.Tab("Spectra", id="spectra"):
                     draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
-                    merged = draw_merge_tab(lab, form, tabs)
+                    merged = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Repair", id="repair"):
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
-                    draw_prompt_tab(lab, form, merged)
+                    draw_prompt_tab(lab, repair, form, merged, lines)
     return page
 
 

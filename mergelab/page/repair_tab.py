@@ -7,15 +7,23 @@ import gradio as gr
 
 from mergelab import repair_plots as plots
 from mergelab.lab import Step
-from mergelab.lab_repair import (
-    ALIGN, FEWEST, LEFT, MODES, MOST, PRESETS, STORIES, Outcome, RepairLab, Trial, lines_in, story,
-)  # fmt: skip
+from mergelab.lab_repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
+from mergelab.outcome import Outcome, Trial
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.page.repair_words import (
-    HOME, LOOK_CHANNELS, LOOK_MATCHING, LOOK_SCORES, LOOK_SITES, LOOK_VARIANCE, OPENING, about, name_of_merge, verdict,
+    HOME,
+    LOOK_CHANNELS,
+    LOOK_MATCHING,
+    LOOK_SCORES,
+    LOOK_SITES,
+    LOOK_VARIANCE,
+    OPENING,
+    about,
+    name_of_merge,
+    verdict,
 )  # fmt: skip
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 
 TARGETS = [("TACT: each task's own expert", "task"), ("REPAIR: the mean of all experts", "mean")]
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]

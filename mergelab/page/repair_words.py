@@ -1,30 +1,31 @@
-"""What the Repair tab says: what to look for in each picture, and what a run shows, in sentences with its own numbers."""
+"""What the Repair tab says: what to look for in each picture, and what a run shows, with its own numbers."""
 
 from mergelab import repair_plots as plots
-from mergelab.lab_repair import STORIES, Outcome
+from mergelab.outcome import Outcome
 from mergelab.report import RepairReport
+from mergelab.stories import STORIES
 
 LOOK_VARIANCE = (
-    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and what one "
-    "layer loses the next cannot give back. Look how far the dotted line falls from left to right, how much of that "
-    "alignment saves (dashed), and that repair ends on 0 (solid): the expert's own variance."
+    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and what "
+    "one layer loses the next cannot give back. Look how far the dotted line falls from left to right, how much of "
+    "that alignment saves (dashed), and that repair ends on 0 (solid): the expert's own variance."
 )
 LOOK_SCORES = (
-    "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against merged, then at the "
-    "pale bars: they say how much the same repair does without alignment, or for a network that is not the merge."
+    "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against merged, then at "
+    "the pale bars: they say how much the same repair does without alignment, or for a network that is not the merge."
 )
 LOOK_MATCHING = (
     "**Align.** Channel 7 of one network is not channel 7 of another; matching finds the order in which they agree. "
-    "**Left:** what the matching makes large. **Right:** how two experts' channels correlate before and after. Look for "
-    "the hump that moves to the right: only what correlates survives an average."
+    "**Left:** what the matching makes large. **Right:** how two experts' channels correlate before and after. Look "
+    "for the hump that moves to the right: only what correlates survives an average."
 )
 LOOK_SITES = (
     "**Where.** A column is a site, the first layer on the left; a row is a task. Red has lost variance, blue has too "
     "much. **Click a column** to open that site on the right."
 )
 LOOK_CHANNELS = (
-    "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full ones "
-    "are the same channels after repair. A repair puts them on the line."
+    "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "
+    "ones are the same channels after repair. A repair puts them on the line."
 )
 OPENING = "An example that was made in advance. Press Run to make it here, or choose another one."
 HOME = (
@@ -92,5 +93,5 @@ def _honest(outcome: Outcome) -> str:
 def _tested(outcome: Outcome) -> str:
     error = outcome.matching.error
     return "" if error is None else (
-        f"- Self-test before matching: a random reordering of all neurons changed the outputs by {error:.1g} of their size."
+        f"- Self-test before matching: a random reordering of neurons changed the outputs by {error:.1g} of their size."
     )  # fmt: skip
