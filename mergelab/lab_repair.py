@@ -19,7 +19,17 @@ from mergelab.align import Alignment, alignment, compared, selftest
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
 from mergelab.experiment import (
-    Stage, Subject, body_for, control, looked_at, mean_curve, plain_scores, proven, repaired, stage_of, subject,
+    Stage,
+    Subject,
+    body_for,
+    control,
+    looked_at,
+    mean_curve,
+    plain_scores,
+    proven,
+    repaired,
+    stage_of,
+    subject,
     unrepaired,
 )  # fmt: skip
 from mergelab.lab import Kept, Lab, Run, Step, zipped

@@ -97,7 +97,7 @@ def _told(report: RepairReport, plain: Sequence[Channels], merged: str) -> str:
 
 
 def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Figure:
-    """log2 of the variance ratio: a column per site, a row per task; a click names the site. whose: merged, repaired."""
+    """log2 of the variance ratio, merged or repaired: a column per site, a row per task. A click names the site."""
     if not reports or not reports[0].channels:
         return empty("A column per site and a row per task appear here after a run.")
     names = [one.site for one in reports[0].channels]

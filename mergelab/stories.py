@@ -1,4 +1,4 @@
-"""The stories that the Repair tab can tell: what to merge, of what is bundled, and how its experts are aligned first."""
+"""What the Repair tab can tell: bundled experts to merge, and how they are aligned first."""
 
 from typing import Any
 

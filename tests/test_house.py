@@ -18,7 +18,7 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 ROOMS = {
     "__main__": "page repairs repair merge plan realign align sources recipe report errors",
     "page": "lab_repair stories outcome lab repair_plots plots method assets recipe report errors",
-    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe report errors",
+    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe errors",
     "lab": "merge plan model tasks sources assets recipe report errors",
     "repairs": "repair merge output plan model tasks sources recipe report errors",
     "experiment": "outcome repair model tasks maths report errors",

@@ -27,6 +27,13 @@ LOOK_CHANNELS = (
     "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "
     "ones are the same channels after repair. A repair puts them on the line."
 )
+ALIGN = "A permutation changes no network, only the order of its neurons."
+TARGET = "A scale and a shift per channel, fitted in one pass."
+SAMPLES = "For calibration, a task. Bundled: 64 prompts, 256 pictures."
+SITES = "A preset, or names of modules with |in or |out, commas between."
+HEADS = "A classifier keeps each expert's own last layer."
+WITHOUT = "Score also the merge without the task's expert."
+LINES = "Each expert answers them itself, and is measured while it does: prompts alone would hurt."
 OPENING = "An example that was made in advance. Press Run to make it here, or choose another one."
 HOME = (
     "Folded: one ordinary checkpoint per task, with the repair in its weights; transformers needs nothing else. "
