@@ -22,6 +22,7 @@ _SHADES = {  # what bars are drawn of, in this order; the controls are pale
     f"base, {REPAIRED}": "#9ca3af",
     f"without the expert, {REPAIRED}": "#fca5a5",
 }
+_SYMBOLS = {"merged": "circle-open", "repaired": "circle"}
 _MOST_LABELS = 40  # of one axis
 _FLOOR = -10.0  # of log2: a ratio of a thousandth is as good as none
 
@@ -135,15 +136,22 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
         return empty("Each channel of a site appears here: click a column of the heatmap.")
     traces = []
     for (report, one), colour in zip(found, _colours(len(found))):
-        for whose, symbol in (("merged", "circle-open"), ("repaired", "circle")):
+        for whose, symbol in _SYMBOLS.items():
             if y := getattr(one, f"{whose}_var"):
                 traces.append(_dots(f"{report.task}: {whose}", one.expert_var, y, colour, symbol))
     numbers = [v for trace in traces for v in (*trace["x"], *trace["y"]) if v]
     low, high = min(numbers, default=0.1), max(numbers, default=1.0)
+    traces += [_entry(report.task, {"color": colour, "width": 5}) for (report, _), colour in zip(found, COLOURS)]
+    traces += [_key(whose, symbol) for whose, symbol in _SYMBOLS.items()]
     diagonal = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
     traces.append(_line("as the expert", [low, high], [low, high], diagonal) | {"mode": "lines", "hoverinfo": "skip"})
-    layout = _layout("σ here", {"type": "log"})
-    layout["xaxis"] |= {"title": {"text": "σ in the expert", "standoff": 4}, "type": "log", "tickangle": 0}
+    layout = _layout("σ here", {"type": "log", "dtick": "D2"})
+    layout["xaxis"] |= {
+        "title": {"text": "σ in the expert", "standoff": 4},
+        "type": "log",
+        "dtick": "D2",
+        "tickangle": 0,
+    }
     told = "; ".join(
         f"{report.task}: {sum(m < e for m, e in zip(one.merged_var, one.expert_var))} of {len(one.expert_var)} below"
         for report, one in found
@@ -160,8 +168,15 @@ def _dots(name: str, x: Sequence[float], y: Sequence[float], colour: str, symbol
         "x": [float(f"{math.sqrt(v):.4g}") for v in x],
         "y": [float(f"{math.sqrt(v):.4g}") for v in y],
         "marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.75},
+        "showlegend": False,
         "hovertemplate": f"{name}<br>channel %{{pointNumber}}: expert %{{x:.3g}}, here %{{y:.3g}}<extra></extra>",
     }
+
+
+def _key(name: str, symbol: str) -> dict:
+    """A symbol in the legend alone."""
+    marker = {"color": MERGED_COLOUR, "symbol": symbol, "size": 7}
+    return {"type": "scatter", "mode": "markers", "name": name, "x": [None], "y": [None], "marker": marker}
 
 
 def matching(objective: Sequence[float], before: Sequence[float], after: Sequence[float]) -> Figure:
@@ -215,9 +230,10 @@ def repaired_bars(
     kinds = [kind for kind in _SHADES if any(kind in report.scores for report in reports)]
     if not kinds:
         return empty("Accuracy before and after appears here for bundled experts, which come with tests.")
-    traces = [_bars(reports, kind, merged if kind == MERGED else kind, tested or {}) for kind in kinds]
+    names = {kind: merged if kind == MERGED else kind for kind in kinds}
+    traces = [_bars(reports, kind, name, tested or {}) for kind, name in names.items()]
     told = [
-        f"{report.task}: " + ", ".join(f"{kind} {report.scores[kind]:.0%}" for kind in kinds if kind in report.scores)
+        f"{report.task}: " + ", ".join(f"{names[k]} {report.scores[k]:.0%}" for k in kinds if k in report.scores)
         for report in reports
     ]
     layout = _layout("", {"tickformat": ".0%", "range": [0, 1.1], "fixedrange": True})
