@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import time
 
 import gradio as gr
@@ -32,7 +33,10 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(lab):
-    _, address, _ = launch(lab, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    with socket.socket() as free:  # of its own: another page may be open on the usual one
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    _, address, _ = launch(lab, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=port)
     yield address
     gr.close_all(verbose=False)
 
