@@ -13,9 +13,9 @@ from mergelab import Expert, Recipe
 from mergelab.__main__ import main
 from mergelab.assets import ASSETS
 from mergelab.errors import MergeError
-from mergelab.model import running
+from mergelab.model import Running, running
 from mergelab.repair import applied, fit, joined, sites, statistics
-from mergelab.repair.calibration import batches_of, greedy, read_samples
+from mergelab.repair.calibration import batches_of, check_vocabulary, greedy, read_samples
 from mergelab.repair.control import check_coordinates, own_channels
 from mergelab.repairs import Order, Wanted, repair_table, repairs, worn
 from mergelab.report import RepairReport
@@ -161,6 +161,36 @@ def test_prompts_are_a_line_each_and_answers_may_be_given(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"prompt": p, "answer": "x"}) for p in "abcd"))
     assert read_samples(tmp_path / "a.txt")[1] == ("deux", None)
     assert read_samples(tmp_path / "a.jsonl")[0] == ("a", "x")
+
+
+def test_text_to_text_models_answer_and_encoders_only_read():
+    tokenizer = running(ASSETS / "numbers/base").tokenizer
+    pairs = [(prompt, None if i % 2 else answer) for i, (prompt, answer) in enumerate(tasks()["sort"].calibration[:18])]
+    sizes = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    writer = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+    batches = batches_of(Running(writer, tokenizer), pairs, tokens=5)
+    assert [len(batch["decoder_input_ids"]) for batch in batches] == [16, 2]
+    assert not batches[0]["decoder_input_ids"][:, 0].any()  # where decoding starts
+    assert statistics(writer, batches, sites(writer))["decoder.block.0.layer.0.layer_norm|out"].count == sum(
+        int(batch["decoder_attention_mask"].sum()) for batch in batches
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    reader = Running(transformers.BertModel(config).eval(), tokenizer)
+    read = batches_of(reader, pairs)
+    assert statistics(reader.model, read, sites(reader.model)) and set(read[0]) == {"input_ids", "attention_mask"}
+    with pytest.raises(MergeError, match="has no tokenizer"):
+        batches_of(Running(reader.model, None, "reader"), pairs)
+
+
+def test_models_with_different_vocabularies_are_refused():
+    one = running(ASSETS / "numbers/base")
+    other = Running(one.model, transformers.AutoTokenizer.from_pretrained(ASSETS / "numbers/base"), "other")
+    check_vocabulary(one, other)
+    other.tokenizer.add_tokens(["wholly new"])
+    with pytest.raises(MergeError, match="'base' and 'other' have different vocabularies"):
+        check_vocabulary(one, other)
 
 
 # Coordinates ----------------------------------------------------------------------------------------------------
