@@ -34,16 +34,16 @@ class Pair:
     symmetry: Symmetry
 
     def rows(self, group: Group, slot: Slot, elements: Elements) -> tuple[Tensor, Tensor]:
-        """A slot in both models, the expert's moved by every other group. (units, width, rest) each, float64"""
-        moved = self.symmetry.moved(slot.name, self.expert[slot.name].double(), elements, but=slot)
-        return slot.rows(self.reference[slot.name].double()), slot.rows(moved)
+        """A slot in both models, the expert's moved by every other group. (units, width, rest), float32 or more"""
+        moved = self.symmetry.moved(slot.name, wide(self.expert[slot.name]), elements, but=slot)
+        return slot.rows(wide(self.reference[slot.name])), slot.rows(moved)
 
     def unit_products(self, group: Units, elements: Elements, chosen: Chosen) -> Tensor:
         """Inner products between all that belongs to two units, one of each model. (units, units)"""
         total = torch.zeros(group.size, group.size, dtype=torch.float64)
         for slot in filter(chosen, group.slots):
             a, b = self.rows(group, slot, elements)
-            total += a.flatten(1) @ b.flatten(1).T
+            total += (a.flatten(1) @ b.flatten(1).T).double()
         return total
 
     def head_products(self, group: Heads, elements: Elements, chosen: Chosen) -> tuple[list[HeadProducts], Tensor]:
@@ -53,23 +53,28 @@ class Pair:
         for slot in filter(chosen, group.slots):
             a, b = self.rows(group, slot, elements)
             if slot.role == "order":
-                order += a.flatten(1) @ b.flatten(1).T
+                order += (a.flatten(1) @ b.flatten(1).T).double()
             else:
                 parts[slot.layer][slot.role].append((a, b))
         return [_layer_products(group, part) for part in parts], order
+
+    def inner(self, elements: Elements) -> float:
+        """The inner product of the two models' weights; statistics left out."""
+        return sum(_dot(*self._both(name, elements)) for name in self.weights())
 
     def agreement(self, elements: Elements) -> tuple[float, float]:
         """The cosine between the two models' weights, and their distance ‖A − g·B‖ / ‖A‖; statistics left out."""
         inner, a_square, b_square, apart = 0.0, 0.0, 0.0, 0.0
         for name in self.weights():
-            a = self.reference[name].double()
-            b = self.symmetry.moved(name, self.expert[name].double(), elements)
-            inner += float((a * b).sum())
-            a_square, b_square = a_square + float(a.square().sum()), b_square + float(b.square().sum())
-            apart += float((a - b).square().sum())
+            a, b = self._both(name, elements)
+            inner, a_square, b_square = inner + _dot(a, b), a_square + _dot(a, a), b_square + _dot(b, b)
+            apart += _dot(a - b, a - b)
             if not math.isfinite(apart):
                 raise MergeError(f"'{name}' holds NaN or an infinity in the reference or in the expert: one is broken.")
         return inner / ((a_square * b_square) ** 0.5 or 1.0), (apart / (a_square or 1.0)) ** 0.5
+
+    def _both(self, name: str, elements: Elements) -> tuple[Tensor, Tensor]:
+        return wide(self.reference[name]), self.symmetry.moved(name, wide(self.expert[name]), elements)
 
     def weights(self) -> Iterator[str]:
         """The tensors that count when two models are compared: all floats but running statistics."""
@@ -104,14 +109,25 @@ def pair_of(reference: Tensors, expert: Tensors, config: Mapping[str, Any]) -> P
     return Pair(reference, expert, symmetry)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is; what holds no floats stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors, row by row in float64: their own dtype is too short for millions of terms."""
+    rows = (a * b).flatten(1).sum(1) if a.dim() > 1 else a * b
+    return float(rows.double().sum())
+
+
 def _is_table(name: str) -> bool:
     return any(word in name for word in ("embed", "wte", "shared", "lm_head"))
 
 
 def _unit_sums(group: Group, slot: Slot, product: Tensor) -> Tensor:
     if isinstance(group, Units):
-        return product.sum((1, 2))
-    sums = product.sum(2)  # (heads, width)
+        return product.sum((1, 2)).double()
+    sums = product.sum(2).double()  # (heads, width)
     per_layer = torch.zeros(group.layers, group.kv, group.width, dtype=torch.float64)
     per_layer[slot.layer] = sums.unflatten(0, (group.kv, -1)).sum(1)
     return per_layer

@@ -159,8 +159,11 @@ class Freedom:
 
 
 def mix_value(product: Tensor) -> Tensor:
-    """The best agreement that an orthogonal matrix can reach: the nuclear norm. (…, n, n) -> (…)"""
-    return torch.linalg.svdvals(product).sum(-1)
+    """The best agreement that an orthogonal matrix can reach: the nuclear norm. (…, n, n) -> (…)
+
+    Through the Gram matrix, several times as fast: what it loses in the smallest singular values decides no pairing.
+    """
+    return torch.linalg.eigvalsh(product.mT @ product).clamp(min=0).sqrt().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -210,12 +213,11 @@ class HeadProducts:
 
 
 def head_products(a: Sequence[Tensor], b: Sequence[Tensor]) -> HeadProducts:
-    """Inner products of q, k, v, o of two networks. q, o: (kv, repeat, n, features). k, v: (kv, n, features)"""
+    """Inner products of the heads of two networks, float64. q, o: (kv, repeat, n, features); k, v: (kv, n, features)"""
     (qa, ka, va, oa), (qb, kb, vb, ob) = a, b
     many, one = "grif,hsjf->ghrsij", "gif,hjf->ghij"
-    return HeadProducts(
-        torch.einsum(many, qa, qb), torch.einsum(one, ka, kb), torch.einsum(one, va, vb), torch.einsum(many, oa, ob)
-    )
+    products = (torch.einsum(*terms) for terms in ((many, qa, qb), (one, ka, kb), (one, va, vb), (many, oa, ob)))
+    return HeadProducts(*(product.double() for product in products))
 
 
 def matched_heads(layers: Sequence[HeadProducts], order_gain: Tensor, freedom: Freedom) -> HeadOrder:
