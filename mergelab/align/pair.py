@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
-from mergelab.maths.matching import HeadProducts, head_products
+from mergelab.maths.heads import HeadProducts, head_products
 from mergelab.symmetry import Element, Group, Heads, Slot, Symmetry, Units, symmetry_of
 
 Tensors = Mapping[str, Tensor]
@@ -58,20 +59,29 @@ class Pair:
                 parts[slot.layer][slot.role].append((a, b))
         return [_layer_products(group, part) for part in parts], order
 
-    def inner(self, elements: Elements) -> float:
-        """The inner product of the two models' weights; statistics left out."""
-        return sum(_dot(*self._both(name, elements)) for name in self.weights())
-
-    def agreement(self, elements: Elements) -> tuple[float, float]:
-        """The cosine between the two models' weights, and their distance ‖A − g·B‖ / ‖A‖; statistics left out."""
-        inner, a_square, b_square, apart = 0.0, 0.0, 0.0, 0.0
+    @cached_property
+    def sizes(self) -> tuple[float, float]:
+        """The Frobenius norms of the two models' weights, which no element changes; statistics left out."""
+        start, squares = self.symmetry.identity(), [0.0, 0.0]
         for name in self.weights():
-            a, b = self._both(name, elements)
-            inner, a_square, b_square = inner + _dot(a, b), a_square + _dot(a, a), b_square + _dot(b, b)
-            apart += _dot(a - b, a - b)
-            if not math.isfinite(apart):
-                raise MergeError(f"'{name}' holds NaN or an infinity in the reference or in the expert: one is broken.")
-        return inner / ((a_square * b_square) ** 0.5 or 1.0), (apart / (a_square or 1.0)) ** 0.5
+            for i, tensor in enumerate(self._both(name, start)):
+                squares[i] += _dot(tensor, tensor)
+                if not math.isfinite(squares[i]):
+                    whose = ("reference", "expert")[i]
+                    raise MergeError(
+                        f"'{name}' of the {whose} holds NaN or an infinity. It is broken: take another copy."
+                    )
+        return squares[0] ** 0.5, squares[1] ** 0.5
+
+    def cosine(self, elements: Elements) -> float:
+        """The cosine between the two models' weights, −1…1; 0 if one has none."""
+        size = self.sizes[0] * self.sizes[1]
+        return sum(_dot(*self._both(name, elements)) for name in self.weights()) / size if size else 0.0
+
+    def distance(self, elements: Elements) -> float:
+        """The relative distance ‖A − g·B‖ / ‖A‖ between the two models' weights."""
+        apart = sum(_dot(a - b, a - b) for a, b in (self._both(name, elements) for name in self.weights()))
+        return apart**0.5 / (self.sizes[0] or 1.0)
 
     def _both(self, name: str, elements: Elements) -> tuple[Tensor, Tensor]:
         return wide(self.reference[name]), self.symmetry.moved(name, wide(self.expert[name]), elements)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mergelab.align.pair import Chosen, Pair
-from mergelab.maths.matching import assignment, heads_gain, matched_heads
+from mergelab.maths.heads import heads_gain, matched_heads
+from mergelab.maths.matching import assignment
 from mergelab.symmetry import Element, Group, Heads, Slot, Units
 
 SWEEPS = 20
@@ -22,31 +23,31 @@ _LEAST_RISE = 1e-6  # of the objective, for another sweep
 
 def matched_by_weights(pair: Pair, rotations: bool, seed: int) -> tuple[dict[str, Element], tuple[float, ...]]:
     """The element of every group, and the objective: the cosine between the models at first and after each sweep."""
-    start = pair.symmetry.identity()
+    best, objective = pair.symmetry.identity(), [pair.cosine(pair.symmetry.identity())]
     elements = _first_sweep(pair, rotations)
-    inner = [pair.inner(start), pair.inner(elements)]
-    if inner[1] < inner[0]:
-        elements = start
-    best, draw = elements, random.Random(seed)
-    size = inner[0] / (pair.agreement(start)[0] or 1.0)  # ‖A‖ ‖B‖, which no element changes
-    stale = {group.name for group in pair.symmetry.groups}
+    draw, stale = random.Random(seed), {group.name for group in pair.symmetry.groups}
     for _ in range(SWEEPS):
-        elements = dict(best)
-        for group in draw.sample(pair.symmetry.groups, len(pair.symmetry.groups)):
-            if group.name in stale:
-                stale.remove(group.name)
-                found = _better(pair, group, elements, _trained, rotations)
-                stale |= set() if found is elements[group.name] else _neighbours(pair, group)
-                elements[group.name] = found
+        objective.append(pair.cosine(elements))
+        if objective[-1] > max(objective[:-1]):
+            best = elements
+        if len(objective) > 2 and objective[-1] <= max(objective[:-1]) + _LEAST_RISE:
+            break
+        elements = _sweep(pair, best, stale, draw, rotations)
         if all(elements[name] is best[name] for name in best):
             break
-        inner.append(pair.inner(elements))
-        if inner[-1] <= max(inner[:-1]):
-            break
-        best = elements
-        if inner[-1] - max(inner[:-1]) <= _LEAST_RISE * abs(size):
-            break
-    return best, tuple(value / (size or 1.0) for value in inner)
+    return best, tuple(objective)
+
+
+def _sweep(pair: Pair, best: dict, stale: set[str], draw: random.Random, rotations: bool) -> dict[str, Element]:
+    """Solve every group that is stale, in a random order; `stale` is kept up to date."""
+    elements = dict(best)
+    for group in draw.sample(pair.symmetry.groups, len(pair.symmetry.groups)):
+        if group.name in stale:
+            stale.remove(group.name)
+            found = _better(pair, group, elements, _trained, rotations)
+            stale |= set() if found is elements[group.name] else _neighbours(pair, group)
+            elements[group.name] = found
+    return elements
 
 
 def _neighbours(pair: Pair, group: Group) -> set[str]:

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mergelab.maths.matching import Freedom, HeadOrder, Turns, permutation_matrix, procrustes, same_heads
+from mergelab.maths.heads import Freedom, HeadOrder, Turns, same_heads
+from mergelab.maths.matching import permutation_matrix, procrustes
 
 
 @dataclass(frozen=True)
