@@ -64,6 +64,10 @@ class InCoordinates(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.alignment.applied(name, self.expert[name])
 
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some rows of it (along its first dimension)."""
+        return self[name] if rows is None else self[name][rows]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.expert)
 
