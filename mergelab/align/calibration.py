@@ -17,7 +17,7 @@ def bundled_batches(source: str, folder: Path) -> Batches:
     family = source.partition("/")[0]
     if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         raise MergeError(
-            f"'align: activations' needs calibration data, and '{source}' brings none: only bundled language models do. "
+            f"'align: activations' needs calibration data, and '{source}' brings none: bundled language models do. "
             "Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
         )
     pairs = [pair for task in tasks(family).values() for pair in task.calibration[:SAMPLES]]
