@@ -136,6 +136,17 @@ def test_an_aligned_expert_is_read_one_tensor_at_a_time():
     assert expert.read == ["model.norm.weight"]
 
 
+def test_what_only_the_expert_has_is_moved_with_the_rest():
+    config, full = doubled("llama")
+    expert = planted(full, config)
+    reference = {name: tensor for name, tensor in full.items() if name != "lm_head.weight"}  # tied, so not on disk
+    assert farthest(alignment(reference, expert, config), expert, full) < 1e-6
+    config, pooled = kin("bert with a pooler")
+    plain = {name: tensor for name, tensor in pooled.items() if "pooler" not in name}
+    with pytest.raises(MergeError, match="The expert has a 'pooler' that the reference has not"):
+        alignment(plain, pooled, config)
+
+
 def test_padding_and_first_positions_have_no_say():
     config, reference = doubled("llama")
     draw = torch.Generator().manual_seed(0)

@@ -39,10 +39,14 @@ class Pair:
         moved = self.symmetry.moved(slot.name, wide(self.expert[slot.name]), elements, but=slot)
         return slot.rows(wide(self.reference[slot.name])), slot.rows(moved)
 
+    def shared(self, group: Group) -> list[Slot]:
+        """The slots of a group that both models have: an expert may hold a head that the reference ties away."""
+        return [slot for slot in group.slots if slot.name in self.reference]
+
     def unit_products(self, group: Units, elements: Elements, chosen: Chosen) -> Tensor:
         """Inner products between all that belongs to two units, one of each model. (units, units)"""
         total = torch.zeros(group.size, group.size, dtype=torch.float64)
-        for slot in filter(chosen, group.slots):
+        for slot in filter(chosen, self.shared(group)):
             a, b = self.rows(group, slot, elements)
             total += (a.flatten(1) @ b.flatten(1).T).double()
         return total
@@ -51,7 +55,7 @@ class Pair:
         """The same of attention heads, layer by layer, and of what goes with the order of the heads alone (kv, kv)."""
         order = torch.zeros(group.kv, group.kv, dtype=torch.float64)
         parts: list[dict[str, list]] = [{role: [] for role in "qkvo"} for _ in range(group.layers)]
-        for slot in filter(chosen, group.slots):
+        for slot in filter(chosen, self.shared(group)):
             a, b = self.rows(group, slot, elements)
             if slot.role == "order":
                 order += (a.flatten(1) @ b.flatten(1).T).double()
@@ -94,7 +98,7 @@ class Pair:
     def correlations(self, group: Group, elements: Elements) -> tuple[float, ...]:
         """For each unit, the signed cosine between its weights and its match's; of heads, each value dimension's."""
         inner, a_square, b_square = 0.0, 0.0, 0.0
-        for slot in group.slots:
+        for slot in self.shared(group):
             if not slot.statistic and (isinstance(group, Units) or slot.role in "vo"):
                 a, b = self.rows(group, slot, elements)
                 b = group.moved(slot, b, elements[group.name])
@@ -107,7 +111,10 @@ class Pair:
 def pair_of(reference: Tensors, expert: Tensors, config: Mapping[str, Any]) -> Pair:
     """Two models, if the expert has all of the reference's tensors in their shapes; else MergeError names the first."""
     shapes, theirs = shapes_of(reference), shapes_of(expert)
-    symmetry = symmetry_of(shapes, config)
+    symmetry = symmetry_of(theirs | shapes, config)
+    known = symmetry_of(shapes, config)
+    if extra := {group.name for group in symmetry.groups} - {group.name for group in known.groups}:
+        raise MergeError(f"The expert has a '{min(extra)}' that the reference has not, so they cannot be aligned.")
     for name, shape in shapes.items():
         if name not in theirs:
             raise MergeError(f"The expert has no tensor '{name}' that the reference has, so they cannot be aligned.")

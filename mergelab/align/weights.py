@@ -93,7 +93,7 @@ def _better(pair: Pair, group: Group, elements: dict, chosen: Chosen, rotations:
 
 def _rounding(pair: Pair) -> float:
     """A relative gain below which nothing was gained."""
-    first = next(iter(pair.symmetry.slots))
+    first = next(pair.weights())
     return 1e-11 if pair.reference[first].dtype == torch.float64 else 1e-6
 
 
