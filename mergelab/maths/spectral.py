@@ -5,7 +5,7 @@ exact there, so its eigenvalues give singular values to about 1e-8 of the larges
 ever formed. A product of two thin factors (LoRA) is factorised without being multiplied out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -31,25 +31,37 @@ class LowRank:
         """The matrix itself, (out, in)."""
         return self.left @ self.right
 
+    @property
+    def T(self) -> "LowRank":  # noqa: N802 (as Tensor.T)
+        """The transpose, (in, out)."""
+        return LowRank(self.right.T, self.left.T)
+
     def to(self, *where: Any) -> "LowRank":
         """The same on another device or in another dtype, as `Tensor.to`."""
         return LowRank(self.left.to(*where), self.right.to(*where))
 
 
 Delta = Union[Tensor, LowRank]
+Wanted = Callable[[Tensor], int]  # all singular values, descending -> how many leading vectors are needed
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Singular values and one side's vectors of a matrix.
+    """All singular values of a matrix, and the leading vectors of one side.
 
     values: (k,) float64, descending, rounding cut off; k is the numerical rank, 0 for a zero matrix.
-    vectors: (side, k) float64, orthonormal columns: left singular vectors if `left`, else right ones.
+    vectors: (side, r) float64, orthonormal columns, the r <= k that were asked for: left singular vectors if `left`,
+    else right ones. road: how they were computed.
     """
 
     values: Tensor
     vectors: Tensor
     left: bool
+    road: str = ""
+
+    def suffice(self, wanted: Wanted | None) -> bool:
+        """Whether the vectors that are wanted are among these."""
+        return self.vectors.shape[1] >= _count(self.values, wanted)
 
 
 def dense(delta: Delta) -> Tensor:
@@ -57,31 +69,40 @@ def dense(delta: Delta) -> Tensor:
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 
-def factors(matrix: Delta) -> Factors:
-    """The singular values of a matrix (out, in) and the vectors of its smaller side."""
+def no_vectors(values: Tensor) -> int:
+    """What to ask of `factors` when the spectrum alone is needed."""
+    return 0
+
+
+def factors(matrix: Delta, wanted: Wanted | None = None) -> Factors:
+    """The singular values of a matrix (out, in), and leading vectors of its smaller side: all, if `wanted` is None."""
     if isinstance(matrix, LowRank):
-        return _thin_factors(matrix)
+        return _thin_factors(matrix, wanted)
     left = matrix.shape[0] <= matrix.shape[1]
     tall = (matrix.T if left else matrix).double()  # (long, short)
-    return _from_gram(tall.T @ tall, left)
+    return _from_gram(tall.T @ tall, left, wanted)
 
 
-def _from_gram(gram: Tensor, left: bool) -> Factors:
+def _from_gram(gram: Tensor, left: bool, wanted: Wanted | None) -> Factors:
     eigenvalues, vectors = torch.linalg.eigh(gram)
     values, vectors = eigenvalues.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    return _without_noise(values, vectors, left)
+    return _asked_for(values, vectors, left, wanted, "Gram, torch eigh")
 
 
-def _thin_factors(matrix: LowRank) -> Factors:
+def _thin_factors(matrix: LowRank, wanted: Wanted | None) -> Factors:
     q, r = torch.linalg.qr(matrix.left.double())  # (out, k), (k, r)
     p = torch.linalg.qr(matrix.right.T.double()).R  # (k', r)
     u, values, _ = torch.linalg.svd(r @ p.T, full_matrices=False)
-    return _without_noise(values, q @ u, left=True)
+    return _asked_for(values, q @ u, True, wanted, "thin QR, small SVD")
 
 
-def _without_noise(values: Tensor, vectors: Tensor, left: bool) -> Factors:
-    rank = int((values > NOISE * values[:1]).sum()) if values.numel() else 0
-    return Factors(values[:rank], vectors[:, :rank], left)
+def _asked_for(values: Tensor, vectors: Tensor, left: bool, wanted: Wanted | None, road: str) -> Factors:
+    values = values[: int((values > NOISE * values[:1]).sum())] if len(values) else values
+    return Factors(values, vectors[:, : _count(values, wanted)], left, road)
+
+
+def _count(values: Tensor, wanted: Wanted | None) -> int:
+    return len(values) if wanted is None else min(wanted(values), len(values))
 
 
 def ranks_keeping(values: Tensor, shares: Tensor) -> Tensor:
@@ -101,15 +122,18 @@ def rank_keeping(values: Tensor, share: float) -> int:
     return int(ranks_keeping(values, torch.tensor(share, dtype=torch.float64)))
 
 
-def truncated(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> Tensor:
-    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors. (out, in)"""
-    kept = factors.vectors[:, :rank]
-    lift = kept * gain
+def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> LowRank:
+    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors."""
     if isinstance(matrix, LowRank):  # its factors are left ones
-        kept, lift = kept.to(matrix.left), lift.to(matrix.left)
-        return lift @ ((kept.T @ matrix.left) @ matrix.right)
-    kept, lift = kept.to(matrix), lift.to(matrix)
-    return lift @ (kept.T @ matrix) if factors.left else (matrix @ lift) @ kept.T
+        kept = factors.vectors[:, :rank].to(matrix.left)
+        return LowRank(gain * kept, (kept.T @ matrix.left) @ matrix.right)
+    kept = factors.vectors[:, :rank].to(matrix)
+    return LowRank(gain * kept, kept.T @ matrix) if factors.left else LowRank(matrix @ (gain * kept), kept.T)
+
+
+def total(parts: Sequence[LowRank]) -> Tensor:
+    """The sum of thin products, as one product. (out, in)"""
+    return torch.cat([part.left for part in parts], 1) @ torch.cat([part.right for part in parts], 0)
 
 
 def effective_rank(values: Tensor) -> float:
@@ -120,14 +144,15 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def joint_factors(matrices: Sequence[Tensor]) -> Factors:
+def joint_factors(matrices: Sequence[Tensor], wanted: Wanted | None = None) -> Factors:
     """Left singular vectors and values of [M_1 … M_T] side by side. M_i: (out, in).
 
     From the sum of the Grams (out, out), or by QR where that would be larger than the matrix itself.
     """
     out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
     if out <= columns:
-        return _from_gram(sum(wide @ wide.T for wide in (matrix.double() for matrix in matrices)), left=True)
+        gram = sum(wide @ wide.T for wide in (matrix.double() for matrix in matrices))
+        return _from_gram(gram, True, wanted)
     q, r = torch.linalg.qr(torch.cat([matrix.double() for matrix in matrices], 1))
     u, values, _ = torch.linalg.svd(r)
-    return _without_noise(values, q @ u, left=True)
+    return _asked_for(values, q @ u, True, wanted, "QR, small SVD")

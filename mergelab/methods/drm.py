@@ -62,7 +62,12 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         "share of energy": tuple((lengths.square().sum((1, 2)) / _or_one(lengths.square().sum())).tolist()),
     }
     ownership = (lengths.squeeze(2) / _or_one(values)).square() * live.squeeze(2)
-    return Merged(delta.T if transposed else delta, facts, {"joint_singular_values": values, "ownership": ownership})
+    return Merged(
+        delta.T if transposed else delta,
+        facts,
+        {"joint_singular_values": values, "ownership": ownership},
+        (joint.road,),
+    )
 
 
 def _pruned(coordinates: Tensor, lengths: Tensor, live: Tensor, drop: float) -> Tensor:
