@@ -6,12 +6,15 @@ ever formed. A product of two thin factors (LoRA) is factorised without being mu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 import torch
 from torch import Tensor
 
+from mergelab.maths.gram import left_factors
+
+STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
 NOISE = 1e-7  # singular values below this share of the largest are rounding, not signal
 
 
@@ -75,30 +78,46 @@ def no_vectors(values: Tensor) -> int:
 
 
 def factors(matrix: Delta, wanted: Wanted | None = None) -> Factors:
-    """The singular values of a matrix (out, in), and leading vectors of its smaller side: all, if `wanted` is None."""
-    if isinstance(matrix, LowRank):
-        return _thin_factors(matrix, wanted)
-    left = matrix.shape[0] <= matrix.shape[1]
-    tall = (matrix.T if left else matrix).double()  # (long, short)
-    return _from_gram(tall.T @ tall, left, wanted)
+    """The singular values of a matrix (out, in) and leading vectors of its smaller side: all, if `wanted` is None."""
+    if isinstance(matrix, LowRank) or matrix.shape[0] <= matrix.shape[1]:
+        return joint_factors([matrix], wanted)
+    return replace(joint_factors([matrix.T], wanted), left=False)
 
 
-def _from_gram(gram: Tensor, left: bool, wanted: Wanted | None) -> Factors:
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    values, vectors = eigenvalues.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    return _asked_for(values, vectors, left, wanted, "Gram, torch eigh")
+def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None) -> Factors:
+    """Singular values and leading left vectors of [M_1 … M_T] side by side. M_i: (out, in).
+
+    Thin products are not multiplied out: with Q R = [B_1 … B_T], what is factorised is [R_1 A_1 … R_T A_T].
+    """
+    out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
+    if all(isinstance(matrix, LowRank) for matrix in matrices) and sum(m.left.shape[1] for m in matrices) < out:
+        q, r = torch.linalg.qr(torch.cat([m.left for m in matrices], 1).double())  # (out, k), (k, Σ r_i)
+        parts = r.split([m.left.shape[1] for m in matrices], 1)
+        inside = joint_factors([part @ m.right.double() for part, m in zip(parts, matrices)], wanted)
+        return replace(inside, vectors=q @ inside.vectors, road=f"QR, {inside.road}")
+    whole = [dense(matrix) for matrix in matrices]
+    return _side_by_side(whole, wanted) if out <= columns else _one_above_the_other(torch.cat(whole, 1), wanted)
 
 
-def _thin_factors(matrix: LowRank, wanted: Wanted | None) -> Factors:
-    q, r = torch.linalg.qr(matrix.left.double())  # (out, k), (k, r)
-    p = torch.linalg.qr(matrix.right.T.double()).R  # (k', r)
-    u, values, _ = torch.linalg.svd(r @ p.T, full_matrices=False)
-    return _asked_for(values, q @ u, True, wanted, "thin QR, small SVD")
+def _side_by_side(matrices: Sequence[Tensor], wanted: Wanted | None) -> Factors:
+    values, vectors, road = left_factors(matrices, lambda values: _count(_signal(values), wanted))
+    values = _signal(values)
+    return Factors(values, vectors[:, : _count(values, wanted)], True, road)
 
 
-def _asked_for(values: Tensor, vectors: Tensor, left: bool, wanted: Wanted | None, road: str) -> Factors:
-    values = values[: int((values > NOISE * values[:1]).sum())] if len(values) else values
-    return Factors(values, vectors[:, : _count(values, wanted)], left, road)
+def _one_above_the_other(tall: Tensor, wanted: Wanted | None) -> Factors:
+    """Left factors of a matrix with fewer columns than rows, by way of its right ones: U = M V / σ."""
+    right = _side_by_side([tall.T], wanted)
+    count = right.vectors.shape[1]
+    if count == 0 or right.values[count - 1] > STRONG * right.values[0]:
+        return replace(right, vectors=tall.double() @ (right.vectors / right.values[:count]))
+    q, r = torch.linalg.qr(tall.double())  # divided by a weak σ, vectors would not be orthogonal
+    inside = _side_by_side([r], wanted)
+    return replace(inside, vectors=q @ inside.vectors, road=f"QR, {inside.road}")
+
+
+def _signal(values: Tensor) -> Tensor:
+    return values[: int((values > NOISE * values[:1]).sum())] if len(values) else values
 
 
 def _count(values: Tensor, wanted: Wanted | None) -> int:
@@ -122,13 +141,21 @@ def rank_keeping(values: Tensor, share: float) -> int:
     return int(ranks_keeping(values, torch.tensor(share, dtype=torch.float64)))
 
 
+def projected(basis: Tensor, matrix: Delta) -> Tensor:
+    """basisᵀ @ matrix, in the matrix's own precision, but no less than float32. (k, in)"""
+    if isinstance(matrix, LowRank):
+        return projected(basis, matrix.left) @ _at_least_single(matrix.right)
+    matrix = _at_least_single(matrix)
+    return basis.to(matrix).T @ matrix
+
+
 def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> LowRank:
     """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors."""
-    if isinstance(matrix, LowRank):  # its factors are left ones
-        kept = factors.vectors[:, :rank].to(matrix.left)
-        return LowRank(gain * kept, (kept.T @ matrix.left) @ matrix.right)
-    kept = factors.vectors[:, :rank].to(matrix)
-    return LowRank(gain * kept, kept.T @ matrix) if factors.left else LowRank(matrix @ (gain * kept), kept.T)
+    if not factors.left:
+        return leading(matrix.T, replace(factors, left=True), rank, gain).T
+    kept = factors.vectors[:, :rank]
+    coordinates = projected(kept, matrix)
+    return LowRank(gain * kept.to(coordinates), coordinates)
 
 
 def total(parts: Sequence[LowRank]) -> Tensor:
@@ -144,15 +171,5 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def joint_factors(matrices: Sequence[Tensor], wanted: Wanted | None = None) -> Factors:
-    """Left singular vectors and values of [M_1 … M_T] side by side. M_i: (out, in).
-
-    From the sum of the Grams (out, out), or by QR where that would be larger than the matrix itself.
-    """
-    out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
-    if out <= columns:
-        gram = sum(wide @ wide.T for wide in (matrix.double() for matrix in matrices))
-        return _from_gram(gram, True, wanted)
-    q, r = torch.linalg.qr(torch.cat([matrix.double() for matrix in matrices], 1))
-    u, values, _ = torch.linalg.svd(r)
-    return _asked_for(values, q @ u, True, wanted, "QR, small SVD")
+def _at_least_single(matrix: Tensor) -> Tensor:
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
