@@ -38,9 +38,19 @@ class Layer:
     factorise: Callable[[int, Wanted | None], Factors] | None = None
 
     @cached_property
+    def entries(self) -> tuple[Tensor, ...]:
+        """Each delta with its entries, in the base's shape; what is dense already is not copied."""
+        return tuple(spectral.dense(delta) for delta in self.deltas)
+
+    @cached_property
     def dense(self) -> Tensor:
-        """All deltas with their entries. (expert, *shape)"""
-        return torch.stack([spectral.dense(delta) for delta in self.deltas])
+        """All deltas with their entries, as one new stack. (expert, *shape)"""
+        return torch.stack(self.entries)
+
+    @cached_property
+    def sum(self) -> Tensor:
+        """Σ w_i τ_i, the layer's shape; thin products are multiplied out as one."""
+        return spectral.weighted_sum(self.deltas, self.weights.tolist())
 
     def factors(self, wanted: Wanted | None = None) -> tuple[Factors, ...]:
         """Each delta's singular values and as many leading vectors as `wanted` says (all, if it is None).

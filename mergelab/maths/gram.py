@@ -12,6 +12,7 @@ from torch.linalg import LinAlgError
 
 from mergelab.maths import lapack
 
+SMALL = 48  # up to so many rows one call for all vectors costs less than several for some
 CHUNK = 2**21  # entries that are held in float64 at a time
 
 Count = Callable[[Tensor], int]  # all singular values, descending -> how many vectors
@@ -23,8 +24,8 @@ def left_factors(matrices: Sequence[Tensor], count: Count) -> Found:
 
     Raises LinAlgError where no road leads to an end, as with numbers that are not finite.
     """
-    on_cpu = all(matrix.device.type == "cpu" for matrix in matrices)
-    roads = [_some_by_lapack, _all_by_lapack] if on_cpu and lapack.available() else []
+    by_steps = len(matrices[0]) > SMALL and matrices[0].device.type == "cpu" and lapack.available()
+    roads = [_some_by_lapack, _all_by_lapack] if by_steps else []
     failed: list[str] = []
     for road in [*roads, _by_eigh]:
         try:

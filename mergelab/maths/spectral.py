@@ -143,9 +143,10 @@ def rank_keeping(values: Tensor, share: float) -> int:
 
 def projected(basis: Tensor, matrix: Delta) -> Tensor:
     """basisᵀ @ matrix, in the matrix's own precision, but no less than float32. (k, in)"""
-    if isinstance(matrix, LowRank):
-        return projected(basis, matrix.left) @ _at_least_single(matrix.right)
-    matrix = _at_least_single(matrix)
+    if isinstance(matrix, LowRank):  # so small that it is done in float64
+        found = basis.double().T @ matrix.left.double() @ matrix.right.double()
+        return found.to(torch.promote_types(matrix.left.dtype, torch.float32))
+    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     return basis.to(matrix).T @ matrix
 
 
@@ -163,13 +164,19 @@ def total(parts: Sequence[LowRank]) -> Tensor:
     return torch.cat([part.left for part in parts], 1) @ torch.cat([part.right for part in parts], 0)
 
 
+def weighted_sum(matrices: Sequence[Delta], weights: Sequence[float]) -> Tensor:
+    """Σ w_i M_i, with its entries, however each is held."""
+    thin = [LowRank(w * m.left, m.right) for w, m in zip(weights, matrices) if isinstance(m, LowRank)]
+    full = [(w, m) for w, m in zip(weights, matrices) if not isinstance(m, LowRank)]
+    result = total(thin) if thin else full[0][1] * full[0][0]
+    for weight, matrix in full if thin else full[1:]:
+        result.add_(matrix, alpha=weight)
+    return result
+
+
 def effective_rank(values: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
     if not len(values):
         return 0.0
     share = values / values.sum()
     return float(torch.special.entr(share).sum().exp())
-
-
-def _at_least_single(matrix: Tensor) -> Tensor:
-    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))

@@ -1,12 +1,23 @@
 """DRM: Decom-Renorm-Merge (Chaichana et al., arXiv 2505.23117), in its two directions."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mergelab.maths.signs import agreeing, conflict_share, elected, threshold_keeping
-from mergelab.maths.spectral import joint_factors
+from mergelab.maths.selection import number_of_nonzero
+from mergelab.maths.signs import (
+    agreeing,
+    at_least,
+    blocks,
+    conflicts,
+    elected,
+    majority,
+    share_of_conflicts,
+    threshold_keeping,
+)
+from mergelab.maths.spectral import joint_factors, projected
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
@@ -44,46 +55,53 @@ def drm_v(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
 
 def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged:
     if not layer.decompose:
-        return Merged(_vote(layer, layer.dense), {"sign conflicts": conflict_share(layer.dense)})
-    deltas = (layer.dense.mT if transposed else layer.dense).double()  # (expert, rows, columns)
-    joint = joint_factors(deltas)
-    rank = int((joint.values > floor * joint.values[:1]).sum()) if len(joint.values) else 0
-    basis, values = joint.vectors[:, :rank], joint.values[:rank]  # (rows, k), (k,)
-    coordinates = basis.T @ deltas  # (expert, k, columns): S V_iᵀ
-    lengths = coordinates.norm(dim=2, keepdim=True)  # (expert, k, 1): s_ik
-    live = lengths > NOISE * values[:, None]
+        return Merged(*_vote(layer.entries, layer))
+    deltas = [delta.T for delta in layer.deltas] if transposed else layer.deltas  # (rows, columns) each
+    joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
+    basis = joint.vectors  # (rows, k)
+    values = joint.values[: basis.shape[1]]  # (k,)
+    coordinates = [projected(basis, delta) for delta in deltas]  # (k, columns) each: S V_iᵀ
+    lengths = torch.stack([torch.linalg.vector_norm(c, dim=1, dtype=torch.float64) for c in coordinates])  # (expert, k)
+    live = lengths > NOISE * values
     kept = _pruned(coordinates, lengths, live, drop)
-    delta = (basis @ _vote(layer, kept)).to(layer.base)
+    voted, opposed = _vote(kept, layer)
+    delta = (basis.to(voted) @ voted).to(layer.base.dtype)
+    energy = lengths.square().sum(1)
     facts = {
-        "joint rank": float(rank),
-        "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if rank else 0.0,
-        "share pruned": tuple(1 - float((k != 0).double().mean()) if rank else 0.0 for k in kept),
-        "sign conflicts": conflict_share(kept),
-        "share of energy": tuple((lengths.square().sum((1, 2)) / _or_one(lengths.square().sum())).tolist()),
+        "joint rank": float(len(values)),
+        "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
+        "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
+        "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
+        **opposed,
     }
-    ownership = (lengths.squeeze(2) / _or_one(values)).square() * live.squeeze(2)
-    return Merged(
-        delta.T if transposed else delta,
-        facts,
-        {"joint_singular_values": values, "ownership": ownership},
-        (joint.road,),
-    )
+    ownership = (lengths / _or_one(values)).square() * live
+    curves = {"joint_singular_values": values, "ownership": ownership}
+    return Merged(delta.T if transposed else delta, facts, curves, (joint.road,))
 
 
-def _pruned(coordinates: Tensor, lengths: Tensor, live: Tensor, drop: float) -> Tensor:
+def _pruned(coordinates: Sequence[Tensor], lengths: Tensor, live: Tensor, drop: float) -> list[Tensor]:
     """The coordinates whose renormalised size is among the largest (1 − drop) of all live rows; the others zero.
 
     Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin.
     """
-    size = torch.where(live, coordinates.abs() / torch.where(live, lengths, 1), 0)
-    count = round((1 - drop) * int(live.sum()) * coordinates.shape[2])
-    return torch.where(live & (size >= threshold_keeping(size, count) * (1 - TIE)), coordinates, 0)
+    scales = torch.where(live, lengths, torch.inf).to(coordinates[0])[:, :, None]
+    sizes = torch.stack(list(map(torch.div, coordinates, scales)))  # (expert, k, columns), signed
+    threshold = threshold_keeping(sizes.abs(), round((1 - drop) * int(live.sum()) * sizes.shape[2])) * (1 - TIE)
+    return [
+        at_least(size, threshold).mul_(scale) for size, scale in zip(sizes, torch.where(scales < torch.inf, scales, 0))
+    ]
 
 
-def _vote(layer: Layer, stack: Tensor) -> Tensor:
+def _vote(tensors: Sequence[Tensor], layer: Layer) -> tuple[Tensor, dict[str, float]]:
     """Elect each entry's sign by the sum over experts; weigh the entries that agree, mean over the non-zero ones."""
-    chosen = layer.weighted(agreeing(stack, elected(stack.sum(0), tie="majority")))
-    return chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1)
+    total = sum(tensors[1:], tensors[0])
+    tie, opposed, mean = majority(total), [], torch.empty_like(total)
+    for result, summed, *parts in blocks(mean, total, *tensors):
+        stack = torch.stack(parts)  # (expert, entries)
+        chosen = layer.weighted(agreeing(stack, elected(summed, tie)))
+        torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
+        opposed.append(conflicts(stack))
+    return mean, {"sign conflicts": share_of_conflicts(opposed)}
 
 
 def _or_one(values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def star(
     sketch; a delta of zero stays zero (theirs: NaN). `rescale: false` shows truncation alone.
     """
     if not layer.decompose:
-        return Merged(layer.weighted(layer.dense).mean(0))
+        return Merged(layer.sum / len(layer.deltas))
     factors = layer.factors(lambda values: rank_keeping(values, eta / 100))
     ranks = [rank_keeping(f.values, eta / 100) for f in factors]
     gains = [_gain(f, r) if rescale else 1.0 for f, r in zip(factors, ranks)]
