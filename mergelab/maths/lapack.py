@@ -140,22 +140,22 @@ def _certify(t: Tridiagonal, found: Tensor, values: Tensor) -> None:
 
 
 def _solves_a_known_problem() -> bool:
-    """The second difference of 9 points: eigenvalues 2 - 2 cos(kπ/10), and every way to its vectors."""
-    n = 9
-    steps = torch.eye(n + 1, n, dtype=torch.float64).diff(dim=0, prepend=torch.zeros(1, n, dtype=torch.float64))
-    known = 2 + 2 * torch.cos(torch.arange(1, n + 1, dtype=torch.float64) * torch.pi / (n + 1))
-    for rows in (False, True):
-        gram = torch.zeros(n, n, dtype=torch.float64)
-        add_gram(gram, steps.T.contiguous() if rows else steps, rows)
-        whole, t = steps.T @ steps, tridiagonal(gram)
+    """The matrix min(i, j), of eigenvalues 1 / (2 - 2 cos((2k - 1)π / (2n + 1))), by every way there is."""
+    n, few = 9, 4
+    staircase = torch.ones(n, n, dtype=torch.float64).tril()
+    whole, one = staircase @ staircase.T, torch.eye(few, dtype=torch.float64)
+    known = 1 / (2 - 2 * torch.cos((2 * torch.arange(n, dtype=torch.float64) + 1) * torch.pi / (2 * n + 1)))
+    for rows in (True, False):
+        gram = torch.zeros_like(whole)
+        add_gram(gram, staircase if rows else staircase.T.contiguous(), rows)
+        t = tridiagonal(gram)
         values = eigenvalues(t)
         for way in (_by_inverse_iteration, _by_representations, lambda t, values: _all(t)[-len(values) :]):
-            found = _turned_back(t, way(t, values[:4].flip(0)))
-            if not torch.allclose(found @ whole, known[:4].flip(0)[:, None] * found, atol=1e-12):
+            found = _turned_back(t, way(t, values[:few].flip(0)))
+            equal = torch.allclose(found @ whole, known[:few].flip(0)[:, None] * found, atol=1e-11)
+            if not (equal and torch.allclose(found @ found.T, one, atol=1e-12)):
                 return False
-            if not torch.allclose(found @ found.T, torch.eye(4, dtype=torch.float64), atol=1e-12):
-                return False
-    return torch.allclose(values, known, atol=1e-12)
+    return torch.allclose(values, known, rtol=1e-12)
 
 
 @cache

@@ -3,6 +3,8 @@
 On the CPU the passes are numpy's, whose comparisons and counts are several times faster than torch's.
 """
 
+from collections.abc import Iterator
+
 import numpy
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ SIGMAS = 5  # how far the guess may be off
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest entry, 1 <= k <= numel, as `torch.kthvalue` finds it. Any shape and size; values not NaN."""
     flat = values.flatten()
-    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64) and len(flat) > FEW:
+    if _fast(flat) and len(flat) > FEW:
         found = _between_two_guesses(flat.numpy(), k)
         if found is not None:
             return flat.new_tensor(found)
@@ -30,13 +32,19 @@ def _between_two_guesses(values: numpy.ndarray, k: int) -> float | None:
     """
     low, high = _bracket(values, k / len(values))
     above, inside = 0, []
+    for part, over, within in _parts(values, low, high):
+        above += numpy.count_nonzero(over)
+        inside.append(part[within])
+    bracketed = numpy.sort(numpy.concatenate(inside))
+    return float(bracketed[above - k]) if above < k <= above + len(bracketed) else None
+
+
+def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[numpy.ndarray, ...]]:
+    """Some entries at a time; which of them are above `high`, and which in [low, high]."""
     for start in range(0, len(values), BLOCK):
         part = values[start : start + BLOCK]
         over = part > high
-        above += numpy.count_nonzero(over)
-        inside.append(part[over ^ (part >= low)])
-    bracketed = numpy.concatenate(inside)
-    return float(numpy.sort(bracketed)[above - k]) if above < k <= above + len(bracketed) else None
+        yield part, over, over ^ (part >= low)
 
 
 def _bracket(values: numpy.ndarray, share: float) -> tuple[float, float]:
@@ -48,8 +56,22 @@ def _bracket(values: numpy.ndarray, share: float) -> tuple[float, float]:
     return sample[low] if low >= 0 else -numpy.inf, sample[high] if high < size else numpy.inf
 
 
+def within(values: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+    """How many entries are above `high`, and the flat indices of those in [low, high]. Few of these are expected."""
+    flat = values.flatten()
+    if not _fast(flat):
+        return int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten()
+    above, found = 0, []
+    for i, (_, over, inside) in enumerate(_parts(flat.numpy(), low, high)):
+        above += numpy.count_nonzero(over)
+        found.append(numpy.flatnonzero(inside) + i * BLOCK)
+    return int(above), torch.from_numpy(numpy.concatenate(found)) if found else flat.new_zeros(0, dtype=torch.long)
+
+
 def number_of_nonzero(values: Tensor) -> int:
     """How many entries are not zero."""
-    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        return int(numpy.count_nonzero(values.numpy() != 0))
-    return int(torch.count_nonzero(values))
+    return int(numpy.count_nonzero(values.numpy() != 0) if _fast(values) else torch.count_nonzero(values))
+
+
+def _fast(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)

@@ -35,9 +35,10 @@ def threshold_keeping(magnitudes: Tensor, count: int) -> Tensor:
     return kth_largest(magnitudes, count)
 
 
-def at_least(values: Tensor, threshold: Tensor) -> Tensor:
+def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
     """The entries whose magnitude is at least a threshold; the others are zero."""
-    below = torch.nextafter(threshold.to(values.dtype), torch.zeros_like(threshold, dtype=values.dtype))
+    least = torch.as_tensor(threshold, dtype=values.dtype)
+    below = torch.nextafter(least, torch.zeros_like(least))
     return torch.nn.functional.hardshrink(values, float(below))
 
 

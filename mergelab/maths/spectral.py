@@ -30,6 +30,11 @@ class LowRank:
         """(out, in)"""
         return torch.Size((self.left.shape[0], self.right.shape[1]))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of both factors."""
+        return self.left.dtype
+
     def dense(self) -> Tensor:
         """The matrix itself, (out, in)."""
         return self.left @ self.right
@@ -142,11 +147,10 @@ def rank_keeping(values: Tensor, share: float) -> int:
 
 
 def projected(basis: Tensor, matrix: Delta) -> Tensor:
-    """basisᵀ @ matrix, in the matrix's own precision, but no less than float32. (k, in)"""
-    if isinstance(matrix, LowRank):  # so small that it is done in float64
-        found = basis.double().T @ matrix.left.double() @ matrix.right.double()
-        return found.to(torch.promote_types(matrix.left.dtype, torch.float32))
-    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    """basisᵀ @ matrix, (k, in): in the matrix's own precision but no less than float32, a thin product in float64."""
+    if isinstance(matrix, LowRank):
+        return basis.double().T @ matrix.left.double() @ matrix.right.double()
+    matrix = matrix.to(at_least_single(matrix.dtype))
     return basis.to(matrix).T @ matrix
 
 
@@ -155,8 +159,12 @@ def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> Lo
     if not factors.left:
         return leading(matrix.T, replace(factors, left=True), rank, gain).T
     kept = factors.vectors[:, :rank]
-    coordinates = projected(kept, matrix)
-    return LowRank(gain * kept.to(coordinates), coordinates)
+    return LowRank(gain * kept, projected(kept, matrix)).to(at_least_single(matrix.dtype))
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The precision to compute in where numbers are held in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def total(parts: Sequence[LowRank]) -> Tensor:

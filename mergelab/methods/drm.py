@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mergelab.maths.selection import number_of_nonzero
+from mergelab.maths.selection import number_of_nonzero, within
 from mergelab.maths.signs import (
     agreeing,
     at_least,
@@ -17,10 +17,11 @@ from mergelab.maths.signs import (
     share_of_conflicts,
     threshold_keeping,
 )
-from mergelab.maths.spectral import joint_factors, projected
+from mergelab.maths.spectral import Delta, joint_factors, projected
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
+NEAR = 3e-5  # float32 is sure which of two renormalised entries is larger where they differ by more than this
 TIE = 1e-9  # renormalised entries closer than this are equal
 
 Drop = Annotated[float, Knob(0, 0.99, "share of the renormalised entries that is pruned", step=0.01)]
@@ -60,13 +61,15 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
     basis = joint.vectors  # (rows, k)
     values = joint.values[: basis.shape[1]]  # (k,)
-    coordinates = [projected(basis, delta) for delta in deltas]  # (k, columns) each: S V_iᵀ
-    lengths = torch.stack([torch.linalg.vector_norm(c, dim=1, dtype=torch.float64) for c in coordinates])  # (expert, k)
-    live = lengths > NOISE * values
-    kept = _pruned(coordinates, lengths, live, drop)
+    coordinates = torch.stack([projected(basis, delta) for delta in deltas])  # (expert, k, columns): S V_iᵀ
+    lengths = torch.linalg.vector_norm(coordinates, dim=2, keepdim=True, dtype=torch.float64)  # (expert, k, 1): s_ik
+    live = lengths > NOISE * values[:, None]
+    units = coordinates.div_(torch.where(live, lengths, torch.inf).to(coordinates))  # V̂_i, in place
+    count = round((1 - drop) * int(live.sum()) * units.shape[2])
+    kept = _pruned(units, count, basis, deltas).mul_(lengths.to(units))
     voted, opposed = _vote(kept, layer)
     delta = (basis.to(voted) @ voted).to(layer.base.dtype)
-    energy = lengths.square().sum(1)
+    energy = lengths.square().sum((1, 2))
     facts = {
         "joint rank": float(len(values)),
         "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
@@ -74,22 +77,41 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
         **opposed,
     }
-    ownership = (lengths / _or_one(values)).square() * live
+    ownership = ((lengths / _or_one(values[:, None])).square() * live).squeeze(2)
     curves = {"joint_singular_values": values, "ownership": ownership}
     return Merged(delta.T if transposed else delta, facts, curves, (joint.road,))
 
 
-def _pruned(coordinates: Sequence[Tensor], lengths: Tensor, live: Tensor, drop: float) -> list[Tensor]:
-    """The coordinates whose renormalised size is among the largest (1 − drop) of all live rows; the others zero.
+def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """The `count` largest entries of V̂ (expert, k, columns), and those that tie; the others zero. In place.
 
-    Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin.
+    Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin. Float32 must
+    not decide what float64 would decide otherwise: entries near the threshold are computed once more.
     """
-    scales = torch.where(live, lengths, torch.inf).to(coordinates[0])[:, :, None]
-    sizes = torch.stack(list(map(torch.div, coordinates, scales)))  # (expert, k, columns), signed
-    threshold = threshold_keeping(sizes.abs(), round((1 - drop) * int(live.sum()) * sizes.shape[2])) * (1 - TIE)
-    return [
-        at_least(size, threshold).mul_(scale) for size, scale in zip(sizes, torch.where(scales < torch.inf, scales, 0))
-    ]
+    sizes = units.abs()
+    threshold = float(threshold_keeping(sizes, count))
+    if units.dtype == torch.float32 and 0 < threshold < torch.inf:
+        above, near = within(sizes, threshold * (1 - NEAR), threshold * (1 + NEAR))
+        exact = _sizes_in_float64(near, units.shape, basis, deltas)
+        last = threshold_keeping(exact, count - above) * (1 - TIE)
+        units.view(-1)[near[exact < last]] = 0
+        threshold *= 1 - NEAR
+    for (part,) in blocks(units):
+        part.copy_(at_least(part, threshold * (1 - TIE)))
+    return units
+
+
+def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """The sizes of some entries of V̂, by flat index, from rows of it that are computed in float64."""
+    expert, row, column = torch.unravel_index(index, shape)
+    sizes = torch.zeros(len(index), dtype=torch.float64, device=index.device)
+    for i, delta in enumerate(deltas):
+        mine = expert == i
+        rows, place = row[mine].unique(return_inverse=True)
+        coordinates = projected(basis[:, rows], delta.to(torch.float64))
+        units = coordinates / torch.linalg.vector_norm(coordinates, dim=1, keepdim=True)
+        sizes[mine] = units[place, column[mine]].abs()
+    return sizes
 
 
 def _vote(tensors: Sequence[Tensor], layer: Layer) -> tuple[Tensor, dict[str, float]]:
