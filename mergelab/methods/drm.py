@@ -61,15 +61,17 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
     basis = joint.vectors  # (rows, k)
     values = joint.values[: basis.shape[1]]  # (k,)
-    coordinates = torch.stack([projected(basis, delta) for delta in deltas])  # (expert, k, columns): S V_iᵀ
-    lengths = torch.linalg.vector_norm(coordinates, dim=2, keepdim=True, dtype=torch.float64)  # (expert, k, 1): s_ik
-    live = lengths > NOISE * values[:, None]
-    units = coordinates.div_(torch.where(live, lengths, torch.inf).to(coordinates))  # V̂_i, in place
+    rights = torch.stack([projected(basis, delta) for delta in deltas])
+    rights.div_(values[:, None].to(rights))  # V_iᵀ, (expert, k, columns); one precision, as mixing two is slow
+    lengths = torch.linalg.vector_norm(rights, dim=2, keepdim=True)  # (expert, k, 1): n_ik
+    live = lengths > NOISE
+    units = rights.div_(torch.where(live, lengths, torch.inf))  # V̂_i, in place
+    strengths = lengths * values[:, None]  # s_ik
     count = round((1 - drop) * int(live.sum()) * units.shape[2])
-    kept = _pruned(units, count, basis, deltas).mul_(lengths.to(units))
+    kept = _pruned(units, count, basis, deltas).mul_(strengths.to(units))
     voted, opposed = _vote(kept, layer)
     delta = (basis.to(voted) @ voted).to(layer.base.dtype)
-    energy = lengths.square().sum((1, 2))
+    energy = strengths.square().sum((1, 2))
     facts = {
         "joint rank": float(len(values)),
         "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
@@ -77,7 +79,7 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
         **opposed,
     }
-    ownership = ((lengths / _or_one(values[:, None])).square() * live).squeeze(2)
+    ownership = (lengths.square() * live).squeeze(2)
     curves = {"joint_singular_values": values, "ownership": ownership}
     return Merged(delta.T if transposed else delta, facts, curves, (joint.road,))
 
@@ -103,7 +105,7 @@ def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -
 
 def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
     """The sizes of some entries of V̂, by flat index, from rows of it that are computed in float64."""
-    expert, row, column = torch.unravel_index(index, shape)
+    expert, row, column = index // shape[1:].numel(), index // shape[2] % shape[1], index % shape[2]
     sizes = torch.zeros(len(index), dtype=torch.float64, device=index.device)
     for i, delta in enumerate(deltas):
         mine = expert == i
