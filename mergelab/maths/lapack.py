@@ -171,15 +171,16 @@ def _library() -> dict[str, ctypes._CFuncPtr]:
         raise OSError("numpy brings no OpenBLAS of its own")
     library = ctypes.CDLL(str(files[0]))
     library[f"{PREFIX}openblas_set_num_threads64_"](ctypes.c_int(1))
-    return {routine: library[PREFIX + routine + SUFFIX] for routine in ROUTINES}
+    routines = {routine: library[PREFIX + routine + SUFFIX] for routine in ROUTINES}
+    for function in routines.values():
+        function.restype = None
+    return routines
 
 
 def _call(routine: str, *arguments: object) -> None:
     given = [_reference(argument) for argument in arguments]
     lengths = [ctypes.c_size_t(1) for argument in arguments if isinstance(argument, bytes)]  # Fortran wants these last
-    function = _library()[routine]
-    function.restype = None
-    function(*given, *lengths)
+    _library()[routine](*given, *lengths)
 
 
 def _solve(routine: str, *arguments: object) -> None:

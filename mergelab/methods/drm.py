@@ -119,7 +119,7 @@ def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: S
 def _vote(tensors: Sequence[Tensor], layer: Layer) -> tuple[Tensor, dict[str, float]]:
     """Elect each entry's sign by the sum over experts; weigh the entries that agree, mean over the non-zero ones."""
     total = sum(tensors[1:], tensors[0])
-    tie, opposed, mean = majority(total), [], torch.empty_like(total)
+    tie, opposed, mean = majority(total), [], total.new_empty(total.shape)
     for result, summed, *parts in blocks(mean, total, *tensors):
         stack = torch.stack(parts)  # (expert, entries)
         chosen = layer.weighted(agreeing(stack, elected(summed, tie)))

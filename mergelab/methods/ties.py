@@ -28,7 +28,7 @@ def ties(
     """
     count = max(1, int(density * layer.base.numel())) if density < 1 else layer.base.numel()
     thresholds = [threshold_keeping(delta.abs(), count) for delta in layer.entries]
-    kept, opposed, delta = torch.zeros(len(thresholds), dtype=torch.long), [], torch.empty_like(layer.base)
+    kept, opposed, delta = torch.zeros(len(thresholds), dtype=torch.long), [], layer.base.new_empty(layer.base.shape)
     for result, *parts in blocks(delta, *layer.entries):
         trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
         weighted = layer.weighted(trimmed)
