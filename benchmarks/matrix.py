@@ -10,8 +10,9 @@ Deltas are drawn: a decaying signal in an eighth of the directions over a floor 
 import argparse
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from statistics import median
 
 import torch
@@ -124,32 +125,27 @@ def row(what: str, papers: Way, ours: Way, exact: Tensor | None, rounds: int, ro
     )
 
 
-def dense_rows(quick: bool) -> list[str]:
+def dense_rows(quick: bool) -> Iterator[str]:
     """STAR, DRM and TIES on full deltas."""
-    rows, rounds = [], 3 if quick else 7
-    for out, columns in [(576, 576), (768, 768), (1536, 576), (3072, 768), (1024, 1024), (2048, 2048)][
-        : 2 if quick else 6
-    ]:
-        deltas = [delta_of(out, columns, seed) for seed in range(1)]
-        rows.append(method_row("star", star, deltas, rounds if out < 2048 else 3))
-    for n, count in [(768, 2), (768, 4), (768, 8), (1024, 8)][: 1 if quick else 4]:
+    shapes = [(576, 576), (768, 768), (1536, 576), (3072, 768), (1024, 1024), (2048, 2048)]
+    for out, columns in shapes[: 2 if quick else None]:
+        yield method_row("star", star, [delta_of(out, columns, seed=0)], 3 if out > 1536 else 7)
+    for n, count in [(768, 2), (768, 4), (768, 8), (1024, 8)][: 1 if quick else None]:
         deltas = [delta_of(n, n, seed) for seed in range(count)]
-        rows += [method_row(name, way, deltas, 3) for name, way in (("drm_h", drm_h), ("drm_v", drm_v))]
-    for out, columns in [(1536, 576)]:
-        deltas = [delta_of(out, columns, seed) for seed in range(4)]
-        rows += [method_row(name, way, deltas, 3) for name, way in (("drm_h", drm_h), ("drm_v", drm_v))]
-    return [*rows, method_row("ties", ties, [delta_of(1536, 576, seed) for seed in range(4)], rounds, density=0.2)]
+        yield from (method_row(name, way, deltas, 3) for name, way in DRM)
+    deltas = [delta_of(1536, 576, seed) for seed in range(4)]
+    yield from (method_row(name, way, deltas, 3) for name, way in DRM)
+    yield method_row("ties", ties, deltas, 7, density=0.2)
 
 
-def adapter_rows(quick: bool) -> list[str]:
+def adapter_rows(quick: bool) -> Iterator[str]:
     """STAR and DRM on adapters of rank 16."""
-    rows = []
-    for out, columns in [(768, 768), (1024, 1024), (3072, 768)][: 1 if quick else 3]:
+    for out, columns in [(768, 768), (1024, 1024), (3072, 768)][: 1 if quick else None]:
         deltas = [adapter_of(out, columns, seed) for seed in range(4)]
-        rows += [method_row(name, way, deltas, 3) for name, way in (("star", star), ("drm_h", drm_h), ("drm_v", drm_v))]
+        yield method_row("star", star, deltas, 3)
         what = f"STAR, 4 adapters {out}×{columns}, against `svd_lowrank`"
-        rows.append(method_row("star", star_of_sketches, deltas, 9, what))
-    return rows
+        yield method_row("star", star_of_sketches, deltas, 9, what)
+        yield from (method_row(name, way, deltas, 3) for name, way in DRM)
 
 
 def method_row(name: str, papers: Callable, deltas: list, rounds: int, what: str = "", **settings: float) -> str:
@@ -163,25 +159,17 @@ def method_row(name: str, papers: Callable, deltas: list, rounds: int, what: str
     return row(what, lambda: papers(whole), lambda: method(layer_of(deltas), **settings).delta, exact, rounds, *road)
 
 
-EXACT = {"star": star, "drm_h": drm_h, "drm_v": drm_v, "ties": ties}
+DRM = [("drm_h", drm_h), ("drm_v", drm_v)]
+EXACT = {"star": star, "ties": ties, **dict(DRM)}
 
 
-def selection_rows(quick: bool) -> list[str]:
-    """The k-th largest magnitude."""
-    rows = []
-    for size in [600_000, 2_400_000, 9_400_000][: 1 if quick else 3]:
+def selection_rows(quick: bool) -> Iterator[str]:
+    """The k-th largest magnitude, for k a fifth of all."""
+    for size in [600_000, 2_400_000, 9_400_000][: 1 if quick else None]:
         values = delta_of(size // 1000, 1000, seed=0).abs().flatten()
-        keep = len(values) // 5
-        for name, way in {
-            "topk": lambda v=values, k=keep: v.topk(k).values[-1],
-            "kthvalue": lambda v=values, k=keep: v.kthvalue(len(v) - k + 1).values,
-        }.items():
-            rows.append(
-                row(
-                    f"threshold of {size / 1e6:g} M, `{name}`", way, lambda v=values, k=keep: kth_largest(v, k), None, 5
-                )
-            )
-    return rows
+        ours = partial(kth_largest, values, size // 5)
+        for papers in (partial(torch.topk, values, size // 5), partial(torch.kthvalue, values, size - size // 5 + 1)):
+            yield row(f"threshold of {size / 1e6:g} M, `{papers.func.__name__}`", papers, ours, None, 5)
 
 
 def main() -> None:

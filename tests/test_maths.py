@@ -9,11 +9,11 @@ from mergelab.maths.selection import kth_largest
 from mergelab.maths.spectral import LowRank
 
 MATRICES = {
-    "large and wide": noise(60, 90),
-    "large and tall": noise(3000, 50),
+    "large and wide": noise(70, 90),
+    "large and tall": noise(3000, 70),
     "large, rank 5": noise(70, 5, seed=1) @ noise(5, 80, seed=2),
-    "large, orthogonal": torch.linalg.qr(noise(64, 64)).Q,
-    "large, one value seven times": torch.block_diag(torch.linalg.qr(noise(7, 7)).Q, 0.1 * noise(60, 70)),
+    "large, orthogonal": torch.linalg.qr(noise(80, 80)).Q,
+    "large, one value seven times": torch.block_diag(torch.linalg.qr(noise(7, 7)).Q, 0.1 * noise(70, 80)),
     "wide": noise(5, 17),
     "tall": noise(17, 5),
     "square": noise(9, 9),

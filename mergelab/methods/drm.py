@@ -17,7 +17,7 @@ from mergelab.maths.signs import (
     share_of_conflicts,
     threshold_keeping,
 )
-from mergelab.maths.spectral import Delta, joint_factors, projected
+from mergelab.maths.spectral import Delta, at_least_single, joint_factors, projected
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
@@ -70,7 +70,8 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     count = round((1 - drop) * int(live.sum()) * units.shape[2])
     kept = _pruned(units, count, basis, deltas).mul_(strengths.to(units))
     voted, opposed = _vote(kept, layer)
-    delta = (basis.to(voted) @ voted).to(layer.base.dtype)
+    single = at_least_single(layer.base.dtype)
+    delta = (basis.to(single) @ voted.to(single)).to(layer.base.dtype)
     energy = strengths.square().sum((1, 2))
     facts = {
         "joint rank": float(len(values)),
