@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.maths.spectral import factors
+from mergelab.maths.spectral import factors, no_vectors
 from mergelab.method import Layer, Merged
 from mergelab.output import Weights, new_folder, write_papers
 from mergelab.plan import Plan
@@ -108,12 +108,13 @@ def _measured(layer: Layer, merged: Merged, plan: Plan, curves: bool) -> LayerRe
     }
     equal = tuple(name for name, norm in zip(plan.recipe.names, norms) if norm == 0)
     found = _curves(layer, merged) if curves and layer.decompose else {}
-    return LayerReport(layer.name, tuple(layer.base.shape), layer.decompose, facts, found, equal)
+    roads = tuple(dict.fromkeys(merged.roads))
+    return LayerReport(layer.name, tuple(layer.base.shape), layer.decompose, facts, found, equal, roads)
 
 
 def _curves(layer: Layer, merged: Merged) -> dict[str, tuple]:
-    curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors)}
-    curves["merged_singular_values"] = _rounded(factors(merged.delta).values)
+    curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors(no_vectors))}
+    curves["merged_singular_values"] = _rounded(factors(merged.delta, no_vectors).values)
     rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
     return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
 

@@ -41,6 +41,7 @@ class LayerReport:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     curves: Mapping[str, tuple] = field(default_factory=dict)
     equal_to_base: tuple[str, ...] = ()  # experts that leave this tensor as it is
+    roads: tuple[str, ...] = ()  # how its factorisations were computed
 
     @property
     def full_rank(self) -> int:

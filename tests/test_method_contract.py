@@ -126,6 +126,23 @@ def test_dense_and_low_rank_deltas_agree(method):
     assert_close(method(mixed).delta, method(full).delta, 1e-6)
 
 
+@every_method
+def test_how_tensors_lie_in_memory_does_not_matter(method):
+    given = layer(60, 9)
+    turned = [delta.T.contiguous().T for delta in given.deltas]
+    merged = method(replace(given, base=given.base.T.contiguous().T, deltas=tuple(turned)))
+    assert_close(merged.delta, method(given).delta, 1e-9)
+
+
+@every_method
+def test_a_delta_of_zeros_that_takes_no_memory_is_fine(method):
+    given = layer(60, 9)
+    nothing = given.base.new_zeros(()).expand(60, 9)
+    light = method(replace(given, deltas=(given.deltas[0], nothing, given.deltas[2])))
+    full = method(replace(given, deltas=(given.deltas[0], nothing.clone(), given.deltas[2])))
+    assert_close(light.delta, full.delta, 1e-9)
+
+
 def assert_facts_are_numbers(merged, experts):
     for name, fact in merged.facts.items():
         numbers = fact if isinstance(fact, tuple) else (fact,)

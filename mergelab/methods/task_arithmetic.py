@@ -16,4 +16,4 @@ def task_arithmetic(
     W = W_0 + λ Σ w_i τ_i.  λ is 1 where a recipe is silent, as in mergekit; the paper finds 0.3–0.4 good for many
     experts.
     """
-    return Merged(lambda_ * layer.weighted(layer.dense).sum(0))
+    return Merged(lambda_ * layer.sum)
