@@ -9,8 +9,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from mergelab.devices import device_named
 from mergelab.errors import MergeError
-from mergelab.merge import Progress, device_named, inspect, merge
+from mergelab.merge import Progress, inspect, merge
 from mergelab.plan import plan
 from mergelab.recipe import DTYPES, Recipe
 from mergelab.report import Fact, Report
@@ -58,12 +59,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE.yaml")
     verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    verb.add_argument("--workers", type=int, metavar="N", help="tensors at a time (default: one per core)")
 
 
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
     work = plan(replace(recipe, dtype=asked.dtype or recipe.dtype))
-    report = _followed(merge(work, asked.out, device_named(asked.device)), len(work.names))
+    report = _followed(merge(work, asked.out, device_named(asked.device), asked.workers), len(work.names))
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
@@ -72,7 +74,7 @@ def _merge(asked: argparse.Namespace) -> None:
 
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
-    report = _followed(inspect(work, device_named(asked.device)), len(work.names))
+    report = _followed(inspect(work, device_named(asked.device), asked.workers), len(work.names))
     print(_table(report))
     _print_remarks(report)
     if asked.json:

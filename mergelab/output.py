@@ -72,10 +72,12 @@ class Weights:
             shards.setdefault(entry.file, {})[name] = entry
         self.entries = entries
         self.writers = {file: ShardWriter(folder / file, shard) for file, shard in shards.items()}
+        for writer in self.writers.values():
+            writer.create()
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write one merged tensor in its place."""
-        self.writers[self.entries[name].file].put(name, tensor)
+    def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
+        """Write one merged tensor in its place, or its rows from `first` on."""
+        self.writers[self.entries[name].file].put(name, tensor, first)
 
     def finish(self) -> dict[str, str]:
         """Copy what is not merged, write the index that several files need. The sha256 of each weight file."""
