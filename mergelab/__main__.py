@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from mergelab.devices import device_named
+from mergelab.devices import device_named, is_alone, leave, speaks
 from mergelab.errors import MergeError
 from mergelab.merge import Progress, inspect, merge
 from mergelab.plan import plan
@@ -25,14 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked.verb(asked)
         sys.stdout.flush()
     except MergeError as error:
-        print(f"mergelab: {' '.join(str(error).split())}", file=sys.stderr)
+        _say_why(str(error))
         return 1
     except KeyboardInterrupt:
-        print("mergelab: stopped; nothing was written.", file=sys.stderr)
+        _say_why("stopped; nothing was written." if is_alone() else "stopped; run the same command again to go on.")
         return 130
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        leave()
     return 0
+
+
+def _say_why(sentence: str) -> None:
+    """One line on stderr, from one of the processes if there are several."""
+    if speaks():
+        print(f"mergelab: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +74,8 @@ def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
     work = plan(replace(recipe, dtype=asked.dtype or recipe.dtype))
     report = _followed(merge(work, asked.out, device_named(asked.device), asked.workers), len(work.names))
+    if not speaks():
+        return
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
@@ -75,6 +85,8 @@ def _merge(asked: argparse.Namespace) -> None:
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
     report = _followed(inspect(work, device_named(asked.device), asked.workers), len(work.names))
+    if not speaks():
+        return
     print(_table(report))
     _print_remarks(report)
     if asked.json:
@@ -109,7 +121,7 @@ def _followed(job: Progress, total: int) -> Report:
 
 
 def _show_progress(text: str) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and speaks():
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 

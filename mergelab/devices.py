@@ -4,10 +4,10 @@ This room knows no tensor and no file. Without a launcher there is one process, 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,11 +20,10 @@ class ProcessLost(MergeError):
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that share a job: this one's number, and how many there are (here: on this machine)."""
+    """The processes that share a job: this one's number, and how many there are."""
 
     rank: int = 0
     count: int = 1
-    here: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -41,34 +40,78 @@ class Team:
         return mine
 
     def gathered(self, thing: Any) -> list[Any]:
-        """What each process gives here, in the order of their numbers. All must call; ProcessLost if one cannot."""
+        """What each process gives here, in the order of their numbers. All must call.
+
+        What one failed with is raised in all of them; ProcessLost if one is not there any more.
+        """
         if self.count == 1:
             return [thing]
-        try:
-            from accelerate.utils import gather_object
+        things = self._exchanged(thing)
+        for error in things:
+            if isinstance(error, Exception):
+                raise error
+        return things
 
+    def fail(self, error: Exception) -> NoReturn:
+        """Tell the other processes of an error, at the next thing that is gathered, and raise it."""
+        if not isinstance(error, ProcessLost):
+            self.gathered(error)
+        raise error
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in all of them."""
+        try:
+            thing = make() if self.is_first else None
+        except Exception as error:
+            self.fail(error)
+        return self.gathered(thing)[0]
+
+    def goes_on_after(self, error: BaseException) -> bool:
+        """Whether what is done should stay for a next run: where one of several processes was lost or ended."""
+        return self.count > 1 and (isinstance(error, ProcessLost) or not isinstance(error, Exception))
+
+    def _exchanged(self, thing: Any) -> list[Any]:
+        from accelerate.utils import gather_object
+
+        try:
             return gather_object([thing])
         except RuntimeError as error:
             raise ProcessLost(
-                f"A process of the {self.count} that share this merge has ended. What is done is kept: run the same "
-                f"command again, and it goes on from there. ({str(error).splitlines()[0][:120]})"
+                f"One of the {self.count} processes of this merge has ended. What is finished is kept: run the same "
+                f"command again to go on from there. ({str(error).splitlines()[0][:120]})"
             ) from None
+
+
+def is_alone() -> bool:
+    """Whether no launcher has started further processes for this job."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints."""
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 def team() -> Team:
     """The processes that a launcher started, in touch with one another; this one alone without a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if is_alone():
         return Team()
     state = _state()
-    return Team(state.process_index, state.num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return Team(state.process_index, state.num_processes)
+
+
+def leave() -> None:
+    """Say goodbye to the other processes, if there are any."""
+    if not is_alone() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _state() -> Any:
     from accelerate import PartialState  # half a second to import
 
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if is_alone():
         return PartialState()
-    # Without a GPU, accelerate must be told to use gloo; a process may be hours behind another one.
+    # Without a GPU, accelerate must be told to use gloo; one process may have to wait long for another.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 

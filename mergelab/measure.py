@@ -6,7 +6,7 @@ This room knows tensors and reports, and no file. A tensor that is merged in par
 import torch
 from torch import Tensor
 
-from mergelab.maths.inner import inner_products, mean_cosine, norm
+from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
 from mergelab.maths.spectral import factors, no_vectors
 from mergelab.method import Layer, Merged
 from mergelab.report import LayerReport
@@ -44,7 +44,8 @@ class Measures:
 
 def _curves(layer: Layer, merged: Merged) -> dict[str, tuple]:
     curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors(no_vectors))}
-    curves["merged_singular_values"] = _rounded(factors(merged.delta, no_vectors).values)
+    still = is_unmoved(merged.delta)
+    curves["merged_singular_values"] = () if still else _rounded(factors(merged.delta, no_vectors).values)
     rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
     return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
 

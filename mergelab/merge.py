@@ -7,64 +7,100 @@ nothing behind.
 
 import sys
 import time
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mergelab.devices import workers_for
+from mergelab.devices import Team, team, workers_for
 from mergelab.errors import MergeError
+from mergelab.journal import fingerprint
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.measure import Measures
 from mergelab.method import Layer, Merged
-from mergelab.output import Weights, new_folder, write_papers
+from mergelab.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.plan import Plan
 from mergelab.report import LayerReport, Report
+from mergelab.store import Lookups, shared_store
 from mergelab.walk import costs, parts, walked
 
 Progress = Generator[LayerReport, None, Report]
-Put = Callable[[str, Tensor, int], None]  # where a merged tensor goes, or its rows from a first one on
 
 
 def inspect(plan: Plan, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
     """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core)."""
-    started, layers = time.monotonic(), []
-    for layer in walked(costs(plan), lambda name: _done(plan, name, device, None), workers_for(device, workers)):
-        layers.append(layer)
-        yield layer
-    return _report(plan, layers, started, device)
+    started, crew = time.monotonic(), team()
+    job = _Job(plan, device, Lookups(shared_store()))
+    layers = yield from _shared(job, crew, {}, workers)
+    return _report(plan, layers, started, device, job.kept.notes)
 
 
 def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
-    """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all."""
-    started, layers = time.monotonic(), []
-    with new_folder(out) as folder:
-        weights = Weights(folder, plan)
-        for layer in walked(
-            costs(plan), lambda name: _done(plan, name, device, weights.put), workers_for(device, workers)
-        ):
-            layers.append(layer)
-            yield layer
-        hashes = weights.finish()
-        report = replace(_report(plan, layers, started, device), sha256=hashes)
-        write_papers(folder, plan, report)
+    """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all.
+
+    What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
+    """
+    started, crew, mark = time.monotonic(), team(), fingerprint(plan, device)
+    with ExitStack() as stack:
+
+        def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
+            notes = remove_leftovers(out, mark)
+            folder = stack.enter_context(new_folder(out, mark, stays=crew.goes_on_after))
+            return folder, Weights(folder, plan).begin(), notes
+
+        folder, done, notes = crew.from_first(begun)
+        job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
+        layers = yield from _shared(job, crew, done, workers)
+        notes = (*notes, *_taken_over(done), *job.kept.notes)
+        report = _report(plan, layers, started, device, notes)
+        if crew.is_first:
+            report = replace(report, sha256=job.weights.finish())
+            write_papers(folder, plan, report)
     return report
 
 
-def _done(plan: Plan, name: str, device: torch.device | str, put: Put | None) -> LayerReport:
-    """Merge one tensor, part by part; put it away or, if that is all, look at its spectra too."""
-    measures = Measures(plan.recipe.names)
-    for rows in parts(plan, name):
-        layer = plan.layer(name, device, rows)
-        merged = _merged(plan, layer)
-        measures.add(layer, merged)
-        if put:
-            put(name, layer.base + merged.delta, rows.start if rows else 0)
-    return measures.report(layer, merged, plan.base.entries[name].shape, curves=put is None)
+def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int | None) -> Generator:
+    """Walk this process's share of what is not done yet; the LayerReports of all processes."""
+    yield from done.values()
+    left = {name: cost for name, cost in costs(job.plan).items() if name not in done}
+    mine, layers = {name: left[name] for name in crew.share(left)}, []
+    try:
+        for layer in walked(mine, job.done, workers_for(job.device, workers)):
+            layers.append(layer)
+            yield layer
+    except Exception as error:
+        crew.fail(error)
+    shares = crew.gathered(layers)
+    yield from (layer for rank, share in enumerate(shares) if rank != crew.rank for layer in share)
+    return [*done.values(), *(layer for share in shares for layer in share)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each tensor."""
+
+    plan: Plan
+    device: torch.device | str
+    kept: Lookups
+    weights: Weights | None = None  # None: look, and write nothing
+
+    def done(self, name: str) -> LayerReport:
+        """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
+        measures = Measures(self.plan.recipe.names)
+        for rows in parts(self.plan, name):
+            layer = self.kept.layer(self.plan.layer(name, self.device, rows))
+            merged = _merged(self.plan, layer)
+            measures.add(layer, merged)
+            if self.weights:
+                self.weights.put(name, layer.base + merged.delta, rows.start if rows else 0)
+        report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
+        if self.weights:
+            self.weights.note(report)
+        return report
 
 
 def _merged(plan: Plan, layer: Layer) -> Merged:
@@ -85,18 +121,23 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
     One entry stands for all of them: where nothing moves, no entry differs from another but in the base.
     """
     base = layer.base.new_ones((1,) * layer.base.dim())
-    said = plan.method(replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas)), **plan.settings)
+    one = replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas), factorise=None)
+    said = plan.method(one, **plan.settings)
     return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
 
 
-def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any) -> Report:
+def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
+    return (f"{len(done)} tensors were finished by a run that was broken off, and are taken from it.",) * bool(done)
+
+
+def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, notes: tuple[str, ...]) -> Report:
     place = {name: i for i, name in enumerate(plan.names)}
     return Report(
         recipe=replace(plan.recipe, settings=plan.settings).to_dict(),
         experts=plan.recipe.names,
         layers=tuple(sorted(layers, key=lambda layer: place[layer.name])),
         skipped=dict(plan.skipped),
-        notes=(*plan.notes, *_still_ones(layers, plan)),
+        notes=(*plan.notes, *notes, *_still_ones(layers, plan)),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),
