@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from mergelab.devices import device_named, is_alone, leave, speaks
+from mergelab.devices import ProcessLost, device_named, is_alone, leave, speaks
 from mergelab.errors import MergeError
 from mergelab.merge import Progress, inspect, merge
 from mergelab.plan import plan
@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked.verb(asked)
         sys.stdout.flush()
+    except ProcessLost as error:
+        _say_why(str(error))
+        os._exit(1)  # at once: an orderly end would wait for the lost one, or abort
     except MergeError as error:
         _say_why(str(error))
         return 1
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say_why(sentence: str) -> None:
     """One line on stderr, from one of the processes if there are several."""
     if speaks():
-        print(f"mergelab: {' '.join(sentence.split())}", file=sys.stderr)
+        print(f"mergelab: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
