@@ -79,6 +79,14 @@ class Bench:
         program = [str(Path(self.mergekit).with_name("mergekit-yaml")), str(self.recipe(method, models)), "OUT"]
         return self.run([*program, "-j", str(threads), "--lazy-unpickle"], {"OMP_NUM_THREADS": str(threads)})
 
+    def said(self, arguments: list[str]) -> str:
+        """What a program of ours prints, with factors kept in memory alone."""
+        kept = {"PYTHONPATH": str(HERE.parent), "MERGELAB_CACHE": "off", "MERGELAB_STORE_MB": "2048"}
+        done = subprocess.run(
+            [sys.executable, *arguments], env=os.environ | kept, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
     def run(self, command: list[str], environment: dict[str, str]) -> Cost:
         """A command in a process of its own; OUT stands for a folder that goes when it is done."""
         out = self.folder / f"out-{time.monotonic_ns()}"
@@ -175,6 +183,72 @@ def merged_again(bench: Bench, pairs: int) -> None:
         again.append(bench.ours("star", models, 2, {"eta": 35}, **kept))
         shutil.rmtree(kept["MERGELAB_CACHE"])
     row("a new process that finds the factors on disk", median(first), median(again), ratio(first, again))
+    said = [json.loads(bench.said(["-c", TWICE, *map(str, models)])) for _ in range(pairs)]
+    table(
+        "The same within one process (seconds, without imports)",
+        "first, η = 40",
+        "again, η = 35",
+        "memory only, η = 35",
+    )
+    row(*(f"{statistics.median(seconds[i] for seconds in said):.2f} s" for i in range(3)))
+
+
+TWICE = """
+import json, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from mergelab import Expert, METHODS, Recipe, merge, plan
+from mergelab.store import Lookups, shared_store
+
+def recipe(eta):
+    return Recipe(sys.argv[1], tuple(map(Expert, sys.argv[2:])), "star", {"eta": eta})
+
+def seconds(eta, out):
+    job = merge(plan(recipe(eta)), out)
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            return end.value.seconds
+
+with tempfile.TemporaryDirectory() as folder:
+    said = [seconds(40.0, folder + "/first"), seconds(35.0, folder + "/again")]
+work, kept = plan(recipe(40.0)), Lookups(shared_store())
+layers = [kept.layer(work.layer(name, "cpu")) for name in work.names if work.decomposes(name)]
+for layer in layers:
+    METHODS["star"](layer, eta=40.0)
+with ThreadPoolExecutor(2, initializer=lambda: (torch.get_num_threads(), torch.set_num_threads(1))) as pool:
+    started = time.monotonic()
+    list(pool.map(lambda layer: METHODS["star"](layer, eta=35.0).delta, layers))
+    said.append(time.monotonic() - started)
+print(json.dumps(said))
+"""
+
+
+def accuracy(bench: Bench, pairs: int) -> None:
+    """How far the merged deltas of one layer's matrices are from the same formulas in float64 with whole SVDs."""
+    from textbook_job import MATRIX
+
+    from mergelab import METHODS as methods
+    from mergelab import Expert, Recipe, plan
+
+    table(
+        "Accuracy: relative to the merged delta of the textbook in float64",
+        "method",
+        "mergelab",
+        "the textbook, float32",
+    )
+    for method, kind in (("star", "full"), ("star", "lora"), ("drm_h", "full"), ("drm_v", "full")):
+        models = bench.models("bfloat16", kind)
+        work = plan(Recipe(str(models[0]), tuple(Expert(str(model)) for model in models[1:]), method))
+        errors = []
+        for name in [name for name in work.names if "layers.0." in name and work.decomposes(name)][:5]:
+            layer = work.layer(name, "cpu")
+            dense = [delta if isinstance(delta, torch.Tensor) else delta.dense() for delta in layer.deltas]
+            exact = MATRIX[method]([delta.double() for delta in dense])
+            made = methods[method](layer, **METHODS[method]).delta, MATRIX[method](dense)
+            errors.append([float((delta.double() - exact).norm() / exact.norm()) for delta in made])
+        row(f"{method}, {kind}", *(f"{max(column):.1e}" for column in zip(*errors)))
 
 
 def growth(bench: Bench, pairs: int) -> None:
@@ -226,6 +300,7 @@ PARTS = {
     "workers": many_workers,
     "again": merged_again,
     "growth": growth,
+    "accuracy": accuracy,
     "floor": lambda bench, pairs: floor(bench),
 }
 

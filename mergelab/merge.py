@@ -26,7 +26,7 @@ from mergelab.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.plan import Plan
 from mergelab.report import LayerReport, Report
 from mergelab.store import Lookups, shared_store
-from mergelab.walk import costs, parts, walked
+from mergelab.walk import costs, parts, rows_at_a_time, walked
 
 Progress = Generator[LayerReport, None, Report]
 
@@ -96,11 +96,20 @@ class _Job:
             merged = _merged(self.plan, layer)
             measures.add(layer, merged)
             if self.weights:
-                self.weights.put(name, layer.base + merged.delta, rows.start if rows else 0)
+                self._put(layer, merged, rows.start if rows else 0)
         report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
         if self.weights:
             self.weights.note(report)
         return report
+
+    def _put(self, layer: Layer, merged: Merged, first: int) -> None:
+        """Write base plus delta, a few rows at a time, so that the sum of a large table takes no memory."""
+        if not layer.base.dim():
+            return self.weights.put(layer.name, layer.base + merged.delta)
+        step = rows_at_a_time(layer.base.shape)
+        for start in range(0, max(1, len(layer.base)), step):
+            some = slice(start, start + step)
+            self.weights.put(layer.name, layer.base[some] + merged.delta[some], first + start)
 
 
 def _merged(plan: Plan, layer: Layer) -> Merged:

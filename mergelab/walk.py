@@ -41,8 +41,13 @@ def parts(plan: Plan, name: str) -> list[slice | None]:
     shape = plan.base.entries[name].shape
     if plan.decomposes(name) or not plan.method.entrywise or prod(shape) <= PART:
         return [None]
-    step = max(1, PART // prod(shape[1:]))
+    step = rows_at_a_time(shape)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def rows_at_a_time(shape: tuple[int, ...]) -> int:
+    """How many rows of a tensor make a part."""
+    return max(1, PART // max(1, prod(shape[1:])))
 
 
 def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int) -> Generator[Made, None, None]:
