@@ -76,7 +76,12 @@ class Bench:
         return self.run(command, {"OMP_NUM_THREADS": str(threads)})
 
     def theirs(self, method: str, models: list[Path], threads: int = 1) -> Cost:
-        program = [str(Path(self.mergekit).with_name("mergekit-yaml")), str(self.recipe(method, models)), "OUT"]
+        recipe = self.recipe(method, models)
+        if method == "linear":  # which takes a base for one more expert
+            recipe.write_text(
+                json.dumps({k: v for k, v in json.loads(recipe.read_text()).items() if k != "base_model"})
+            )
+        program = [str(Path(self.mergekit).with_name("mergekit-yaml")), str(recipe), "OUT"]
         return self.run([*program, "-j", str(threads), "--lazy-unpickle"], {"OMP_NUM_THREADS": str(threads)})
 
     def said(self, arguments: list[str]) -> str:

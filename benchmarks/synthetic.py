@@ -23,6 +23,23 @@ class Shape:
     heads: int  # the width of keys and values
     words: int
 
+    def config(self) -> dict:
+        """config.json, as far as others need it to know the model."""
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "tie_word_embeddings": True,
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_attention_heads": self.width // 64,
+            "num_key_value_heads": self.heads // 64,
+            "vocab_size": self.words,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "hidden_act": "silu",
+        }
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor; the head is tied to the embeddings."""
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.words, self.width)}
@@ -51,15 +68,16 @@ def written(shape: Shape, folder: Path, dtype: torch.dtype, experts: int, kind: 
     for number, place in enumerate(folders):
         if not place.is_dir():
             place.mkdir(parents=True)
-            write = _write_lora if kind == "lora" and number else _write_full
-            write(place, base, number, dtype)
+            if kind == "lora" and number:
+                _write_lora(place, base, number, dtype)
+                continue
+            config = shape.config() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+            (place / "config.json").write_text(json.dumps(config))
+            _write_full(place, base, number, dtype)
     return folders
 
 
 def _write_full(place: Path, base: dict[str, Tensor], number: int, dtype: torch.dtype) -> None:
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
-    config |= {"hidden_size": len(base["model.norm.weight"]), "torch_dtype": str(dtype).removeprefix("torch.")}
-    (place / "config.json").write_text(json.dumps(config))
     moved = {
         name: weight + _delta(weight, 1000 * number + i) * (number > 0) for i, (name, weight) in enumerate(base.items())
     }
