@@ -141,6 +141,7 @@ class MergeMethod:
     fewest: int  # experts that it needs
     settings: tuple[Setting, ...]
     function: Callable[..., Merged]
+    entrywise: bool = False  # where a layer is not decomposed, each entry is merged on its own, without a fact
 
     @property
     def summary(self) -> str:
@@ -167,14 +168,18 @@ class MergeMethod:
 METHODS: dict[str, MergeMethod] = {}
 
 
-def merge_method(title: str, *, paper: str = "", fewest: int = 1) -> Callable:
-    """Enter a function in METHODS, under its own name; its keyword arguments are its settings."""
+def merge_method(title: str, *, paper: str = "", fewest: int = 1, entrywise: bool = False) -> Callable:
+    """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
+
+    entrywise: where a layer is not decomposed, an entry of the answer depends on the same entries of the deltas and the
+    base alone, and there are no facts. Large tables are then merged in parts.
+    """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
         hints = get_type_hints(function, include_extras=True)
         keywords = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
         settings = tuple(Setting(p.name.rstrip("_"), p.default, _knob(hints[p.name], p.name)) for p in keywords)
-        method = MergeMethod(function.__name__, title, paper, fewest, settings, function)
+        method = MergeMethod(function.__name__, title, paper, fewest, settings, function, entrywise)
         if METHODS.setdefault(method.name, method) is not method:
             raise TypeError(f"there are two merge methods called '{method.name}'")
         return method

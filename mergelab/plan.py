@@ -16,6 +16,7 @@ import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
+from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
@@ -37,20 +38,25 @@ class OpenedExpert:
     checkpoint: Checkpoint | None  # None: the base's weights, changed by the adapter alone
     adapter: Adapter | None
 
-    def delta(self, name: str, base: Tensor) -> Delta:
-        """Expert minus base for one tensor, in the base's dtype; MergeError if it is not finite."""
-        delta = self._delta(name, base)
+    def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
+        """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
+
+        stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
+        """
+        delta = self._delta(name, stored, base, rows)
         parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
-        if not all(torch.isfinite(part).all() for part in parts):
+        if not all(map(finite, parts)):
             raise _broken(name, f"expert '{self.name}'")
         return delta
 
-    def _delta(self, name: str, base: Tensor) -> Delta:
-        full = self.checkpoint[name].to(base.dtype) - base if self.checkpoint else None
+    def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
+        own = self.checkpoint.read(name, rows) if self.checkpoint else stored
+        same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
+        full = unmoved(base) if same else own.to(base.dtype) - base
         if self.adapter is None or name not in self.adapter:
-            return torch.zeros_like(base) if full is None else full
-        change = self.adapter.delta(name, base if full is None else base + full)
-        return change if full is None else full + dense(change)
+            return full
+        change = self.adapter.delta(name, base if same else base + full, rows)
+        return change if same else full + dense(change)
 
 
 @dataclass(frozen=True)
@@ -67,17 +73,29 @@ class Plan:
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
 
-    def layer(self, name: str, device: torch.device | str) -> Layer:
-        """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
-        stored = self.base[name]
-        base = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        if not torch.isfinite(base).all():
+    def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
+        """Read one tensor of the base and of every expert, or some rows of it.
+
+        MergeError names who holds NaN or an infinity.
+        """
+        stored = self.base.read(name, rows)
+        if not finite(stored):
             raise _broken(name, f"the base '{self.base.source}'")
-        deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
+        base = widened(stored)
+        deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
-        matrix = base.dim() == 2 and base.numel() > 0
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+
+    def decomposes(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose singular directions mean something."""
+        shape = self.base.entries[name].shape
         table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
-        return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
+        return len(shape) == 2 and 0 not in shape and not table
+
+
+def widened(stored: Tensor) -> Tensor:
+    """A tensor in the dtype that it is merged in: float32, or float64 where it is stored so."""
+    return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
 
 def plan(recipe: Recipe) -> Plan:

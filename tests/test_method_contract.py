@@ -202,3 +202,13 @@ def test_its_docstring_has_a_summary_and_equations_and_its_paper_is_named(method
     assert method.summary.endswith(".") and len(method.summary) < 120
     assert "=" in method.doc.split("\n", 1)[1]
     assert method.title and len(method.paper.split(".")) == 2
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.entrywise], ids=lambda method: method.name)
+@pytest.mark.parametrize("shape", [(7,), (6, 9), (3, 4, 5)], ids=str)
+def test_an_entrywise_method_merges_a_table_part_by_part_to_the_same_bytes(method, shape):
+    whole = replace(layer(*shape), decompose=False)
+    parts = [slice(0, 1), slice(1, 3), slice(3, None)]
+    made = [method(replace(whole, base=whole.base[p], deltas=tuple(d[p] for d in whole.deltas))) for p in parts]
+    assert torch.equal(torch.cat([merged.delta for merged in made]), method(whole).delta)
+    assert not any(merged.facts or merged.curves for merged in made)
