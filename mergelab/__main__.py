@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.align import HOW
+from mergelab.devices import ProcessLost, device_named, is_alone, leave, speaks
 from mergelab.errors import MergeError
-from mergelab.merge import Progress, device_named, inspect, merge
+from mergelab.merge import Progress, inspect, merge
 from mergelab.plan import plan
 from mergelab.realign import realigned
 from mergelab.recipe import DTYPES, Recipe
@@ -33,15 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked.verb(asked)
         sys.stdout.flush()
+    except ProcessLost as error:
+        _say_why(str(error))
+        os._exit(1)  # at once: an orderly end would wait for the lost one, or abort
     except MergeError as error:
-        print(f"mergelab: {' '.join(str(error).split())}", file=sys.stderr)
+        _say_why(str(error))
         return 1
     except KeyboardInterrupt:
-        print("mergelab: stopped; nothing was written.", file=sys.stderr)
+        _say_why("stopped; nothing was written." if is_alone() else "stopped; run the same command again to go on.")
         return 130
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        leave()
     return 0
+
+
+def _say_why(sentence: str) -> None:
+    """One line on stderr, from one of the processes if there are several."""
+    if speaks():
+        print(f"mergelab: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE.yaml")
     verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    verb.add_argument("--workers", type=int, metavar="N", help="tensors at a time (default: one per core)")
 
 
 def _add_repair(verb: argparse.ArgumentParser) -> None:
@@ -113,7 +126,9 @@ class _DataOfTask(argparse.Action):
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
     work = plan(replace(recipe, dtype=asked.dtype or recipe.dtype))
-    report = _followed(merge(work, asked.out, device_named(asked.device)), len(work.names))
+    report = _followed(merge(work, asked.out, device_named(asked.device), asked.workers), len(work.names))
+    if not speaks():
+        return
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
@@ -122,7 +137,9 @@ def _merge(asked: argparse.Namespace) -> None:
 
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
-    report = _followed(inspect(work, device_named(asked.device)), len(work.names))
+    report = _followed(inspect(work, device_named(asked.device), asked.workers), len(work.names))
+    if not speaks():
+        return
     print(_table(report))
     _print_remarks(report)
     if asked.json:
@@ -222,7 +239,7 @@ def _followed(job: Progress, total: int) -> Report:
 
 
 def _show_progress(text: str) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and speaks():
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 

@@ -18,6 +18,7 @@ from mergelab.align.calibration import bundled_batches
 from mergelab.align.opened import InCoordinates
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
+from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
@@ -39,29 +40,36 @@ class OpenedExpert:
     checkpoint: Checkpoint | InCoordinates | None  # None: the base's weights, changed by the adapter alone
     adapter: Adapter | None
 
-    def delta(self, name: str, base: Tensor) -> Delta:
-        """Expert minus base for one tensor, in the base's dtype; MergeError if it is not finite."""
-        delta = self._delta(name, base)
+    def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
+        """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
+
+        stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
+        """
+        delta = self._delta(name, stored, base, rows)
         parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
-        if not all(torch.isfinite(part).all() for part in parts):
+        if not all(map(finite, parts)):
             raise _broken(name, f"expert '{self.name}'")
         return delta
 
-    def _delta(self, name: str, base: Tensor) -> Delta:
+    def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
         if isinstance(self.checkpoint, InCoordinates):
-            return self._aligned(self.checkpoint, name, base) - base
-        full = self.checkpoint[name].to(base.dtype) - base if self.checkpoint else None
+            return self._aligned(self.checkpoint, name, base, rows) - base
+        own = self.checkpoint.read(name, rows) if self.checkpoint else stored
+        same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
+        full = unmoved(base) if same else own.to(base.dtype) - base
         if self.adapter is None or name not in self.adapter:
-            return torch.zeros_like(base) if full is None else full
-        change = self.adapter.delta(name, base if full is None else base + full)
-        return change if full is None else full + dense(change)
+            return full
+        change = self.adapter.delta(name, base if same else base + full, rows)
+        return change if same else full + dense(change)
 
-    def _aligned(self, view: InCoordinates, name: str, base: Tensor) -> Tensor:
-        """One tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
-        own = view.expert[name].to(base.dtype)
+    def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
+        """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
+        part = None if view.mixes_rows(name) else rows
+        own = view.expert.read(name, part).to(base.dtype)
         if self.adapter is not None and name in self.adapter:
-            own = own + dense(self.adapter.delta(name, own))
-        return view.alignment.applied(name, own)
+            own = own + dense(self.adapter.delta(name, own, part))
+        moved = view.alignment.applied(name, own)
+        return moved if part == rows else moved[rows]
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,29 @@ class Plan:
         views = {expert.name: expert.checkpoint for expert in self.experts}
         return {name: view.facts() for name, view in views.items() if isinstance(view, InCoordinates)}
 
-    def layer(self, name: str, device: torch.device | str) -> Layer:
-        """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
-        stored = self.base[name]
-        base = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        if not torch.isfinite(base).all():
+    def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
+        """Read one tensor of the base and of every expert, or some rows of it.
+
+        MergeError names who holds NaN or an infinity.
+        """
+        stored = self.base.read(name, rows)
+        if not finite(stored):
             raise _broken(name, f"the base '{self.base.source}'")
-        deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
+        base = widened(stored)
+        deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
-        matrix = base.dim() == 2 and base.numel() > 0
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+
+    def decomposes(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose singular directions mean something."""
+        shape = self.base.entries[name].shape
         table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
-        return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
+        return len(shape) == 2 and 0 not in shape and not table
+
+
+def widened(stored: Tensor) -> Tensor:
+    """A tensor in the dtype that it is merged in: float32, or float64 where it is stored so."""
+    return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
 
 def plan(recipe: Recipe) -> Plan:

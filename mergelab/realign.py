@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mergelab.adapter import is_adapter
 from mergelab.align import HOW
@@ -46,7 +47,7 @@ def realigned(
         return prompt_batches(_lines(prompts), target.folder)
 
     view = InCoordinates(own, target, how, seed=seed, rotations=rotations, data=data)
-    with new_folder(out) as folder:
+    with new_folder(out, uuid4().hex[:12]) as folder:
         yield from _weights_written(folder, view)
         written = Checkpoint(folder, str(out))
         facts = {"expert": expert, "reference": reference, **view.facts(), "difference": _difference(own, written)}
@@ -77,6 +78,7 @@ def _weights_written(folder: Path, view: InCoordinates) -> Iterator[str]:
     for file in sorted({entry.file for entry in view.entries.values()}):
         entries = {name: entry for name, entry in view.entries.items() if entry.file == file}
         writer = ShardWriter(folder / file, entries)
+        writer.create()
         for name in entries:
             writer.put(name, view[name])
             yield name

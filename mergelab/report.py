@@ -43,6 +43,16 @@ class LayerReport:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     curves: Mapping[str, tuple] = field(default_factory=dict)
     equal_to_base: tuple[str, ...] = ()  # experts that leave this tensor as it is
+    roads: tuple[str, ...] = ()  # how its factorisations were computed
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LayerReport":
+        """The one that `to_json` wrote."""
+        return cls(**_frozen(json.loads(text)))
 
     @property
     def full_rank(self) -> int:

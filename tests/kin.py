@@ -30,6 +30,7 @@ FAMILIES = {
     "mistral": ("MistralForCausalLM", {**TEXT, **GROUPED}),
     "qwen2": ("Qwen2ForCausalLM", {**TEXT, **GROUPED}),
     "qwen3": ("Qwen3ForCausalLM", {**TEXT, **GROUPED, "head_dim": 8}),
+    "gemma": ("GemmaForCausalLM", {**TEXT, **GROUPED, "head_dim": 8}),
     "gemma2": ("Gemma2ForCausalLM", {**TEXT, **GROUPED, "head_dim": 8}),
     "phi3": ("Phi3ForCausalLM", {**TEXT, **GROUPED}),
     "gpt2": ("GPT2LMHeadModel", {**TEXT, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 20}),
@@ -42,6 +43,7 @@ FAMILIES = {
     "roberta with a head": ("RobertaForSequenceClassification", {**TEXT, **SIZES, "max_position_embeddings": 24}),
     "vit": ("ViTForImageClassification", {**SIZES, **PIXELS}),
     "clip vision": ("CLIPVisionModelWithProjection", {**SIZES, **PIXELS, "projection_dim": 8}),
+    "clip text": ("CLIPTextModelWithProjection", {**TEXT, **SIZES, "max_position_embeddings": 20, "projection_dim": 8}),
     "clip": (
         "CLIPModel",
         {

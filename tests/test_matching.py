@@ -7,19 +7,8 @@ import pytest
 import torch
 from making import noise
 
-from mergelab.maths.matching import (
-    Freedom,
-    HeadOrder,
-    assignment,
-    head_products,
-    heads_gain,
-    matched_heads,
-    optimal_assignment,
-    pair_angles,
-    pair_rotation,
-    procrustes,
-    same_heads,
-)
+from mergelab.maths.heads import Freedom, HeadOrder, head_products, heads_gain, matched_heads, same_heads
+from mergelab.maths.matching import assignment, optimal_assignment, pair_angles, pair_rotation, procrustes
 
 
 def reached(gain, order):

@@ -10,7 +10,7 @@ from kin import FAMILIES, kin, rebuilt, vgg
 from mergelab import MergeError
 from mergelab.align import selftest
 from mergelab.align.pair import shapes_of
-from mergelab.maths.matching import Freedom
+from mergelab.maths.heads import Freedom
 from mergelab.model import built, outputs, probe
 from mergelab.symmetry import Heads, Slot, Symmetry, Units, symmetry_of
 

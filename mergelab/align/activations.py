@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mergelab.align.pair import Pair
 from mergelab.errors import MergeError
-from mergelab.maths.matching import HeadOrder, HeadProducts, assignment, matched_heads, turned_to_agree
+from mergelab.maths.heads import HeadOrder, HeadProducts, matched_heads, turned_to_agree
+from mergelab.maths.matching import assignment
 from mergelab.model import built, outputs
 from mergelab.symmetry import Element, Group, Heads, Slot, Units, symmetry_of
 

@@ -107,17 +107,16 @@ def alignment(
         raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, HOW)}")
     pair = pair_of(reference, expert, config)
     elements = start = pair.symmetry.identity()
-    cosine, apart = pair.agreement(start)
-    objective, correlations = (cosine,), {}
+    apart, objective, correlations = pair.distance(start), (pair.cosine(start),), {}
     if how == "weights":
         elements, objective = matched_by_weights(pair, rotations, seed)
     elif how == "activations":
         elements, correlations = matched_by_activations(pair, config, data or [], rotations, build)
-        objective = (cosine, pair.agreement(elements)[0])
-        if objective[1] < cosine:  # a fine-tuned copy of the reference is in place already
-            elements, objective, correlations = start, (cosine,), {}
+        objective = (*objective, pair.cosine(elements))
+        if objective[1] < objective[0]:  # a fine-tuned copy of the reference is in place already
+            elements, objective, correlations = start, objective[:1], {}
     found = correlations or {group.name: pair.correlations(group, elements) for group in pair.symmetry.groups}
-    return Alignment(how, pair.symmetry, elements, objective, found, (apart, pair.agreement(elements)[1]))
+    return Alignment(how, pair.symmetry, elements, objective, found, (apart, pair.distance(elements)))
 
 
 def alignments(

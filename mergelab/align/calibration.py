@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergelab.align.alignment import Batches
-from mergelab.assets import bundled
+from mergelab.assets import ASSETS, bundled
 from mergelab.errors import MergeError
 from mergelab.model import tokenizer_of
 from mergelab.tasks import padded, tasks
@@ -15,9 +15,9 @@ SAMPLES = 16  # of each bundled task
 def bundled_batches(source: str, folder: Path) -> Batches:
     """Calibration prompts with their answers, of every task of a bundled family. MergeError for any other source."""
     family = source.partition("/")[0]
-    if source not in bundled():
+    if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         raise MergeError(
-            f"'align: activations' needs calibration data, and '{source}' brings none: only bundled models do. "
+            f"'align: activations' needs calibration data, and '{source}' brings none: bundled language models do. "
             "Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
         )
     pairs = [pair for task in tasks(family).values() for pair in task.calibration[:SAMPLES]]

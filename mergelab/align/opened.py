@@ -57,12 +57,32 @@ class InCoordinates(Mapping[str, Tensor]):
             return self._found[0]
 
     @property
+    def folder(self) -> Path:
+        """Where the expert lies."""
+        return self.expert.folder
+
+    @property
+    def source(self) -> str:
+        """What the expert is called."""
+        return self.expert.source
+
+    @property
     def entries(self) -> Mapping[str, Entry]:
         """Every tensor's file, dtype and shape, as in the expert's own headers."""
         return self.expert.entries
 
     def __getitem__(self, name: str) -> Tensor:
         return self.alignment.applied(name, self.expert[name])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some rows of it (along its first dimension)."""
+        if rows is None or self.mixes_rows(name):
+            return self[name] if rows is None else self[name][rows]
+        return self.alignment.applied(name, self.expert.read(name, rows))
+
+    def mixes_rows(self, name: str) -> bool:
+        """Whether rows of this tensor change places, so that a few of them cannot be had without the others."""
+        return any(slot.axis == 0 for _, slot in self.alignment.symmetry.slots.get(name, ()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.expert)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergelab.align.pair import Tensors, shapes_of
+from mergelab.align.pair import Tensors, shapes_of, wide
 from mergelab.errors import MergeError
 from mergelab.model import built, outputs, probe
 from mergelab.symmetry import symmetry_of
@@ -33,7 +33,7 @@ def selftest(
     config = tensors.config if config is None else config  # a Checkpoint has one
     symmetry = symmetry_of(shapes_of(tensors), config)
     elements = symmetry.random(seed, rotations)
-    tensors = {name: _wide(tensor) for name, tensor in tensors.items()}  # stored in half precision, rotations round
+    tensors = {name: wide(tensor) for name, tensor in tensors.items()}  # stored in half precision, rotations round
     moved = {name: symmetry.moved(name, tensor, elements) for name, tensor in tensors.items()}
     batch = probe(config) if batch is None else batch
     before, after = (outputs(build(t) if build else built(config, t), batch) for t in (tensors, moved))
@@ -44,8 +44,3 @@ def selftest(
             f"outputs as they are changes them by {error:.1e}. Nothing was aligned. Use 'align: none'."
         )
     return error
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    return tensor.to(wide) if tensor.is_floating_point() else tensor

@@ -9,35 +9,51 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from mergelab.align.pair import Chosen, Pair
-from mergelab.maths.matching import assignment, heads_gain, matched_heads
+from mergelab.maths.heads import heads_gain, matched_heads
+from mergelab.maths.matching import assignment
 from mergelab.symmetry import Element, Group, Heads, Slot, Units
 
 SWEEPS = 20
-_LEAST_GAIN = 1e-9  # relative; less is rounding
+_LEAST_RISE = 1e-6  # of the objective, for another sweep
 
 
 def matched_by_weights(pair: Pair, rotations: bool, seed: int) -> tuple[dict[str, Element], tuple[float, ...]]:
     """The element of every group, and the objective: the cosine between the models at first and after each sweep."""
-    start = pair.symmetry.identity()
-    objective = [pair.agreement(start)[0]]
+    best, objective = pair.symmetry.identity(), [pair.cosine(pair.symmetry.identity())]
     elements = _first_sweep(pair, rotations)
-    objective.append(pair.agreement(elements)[0])
-    if objective[1] < objective[0]:
-        elements = start
-    best, value = elements, max(objective)
-    draw = random.Random(seed)
+    draw, stale = random.Random(seed), {group.name for group in pair.symmetry.groups}
     for _ in range(SWEEPS):
-        elements = dict(best)
-        for group in draw.sample(pair.symmetry.groups, len(pair.symmetry.groups)):
-            elements[group.name] = _better(pair, group, elements, _trained, rotations)
-        objective.append(pair.agreement(elements)[0])
-        if objective[-1] <= value + _LEAST_GAIN:
+        objective.append(pair.cosine(elements))
+        if objective[-1] > max(objective[:-1]):
+            best = elements
+        if len(objective) > 2 and objective[-1] <= max(objective[:-1]) + _LEAST_RISE:
             break
-        best, value = elements, objective[-1]
+        elements = _sweep(pair, best, stale, draw, rotations)
+        if all(elements[name] is best[name] for name in best):
+            break
     return best, tuple(objective)
+
+
+def _sweep(pair: Pair, best: dict, stale: set[str], draw: random.Random, rotations: bool) -> dict[str, Element]:
+    """Solve every group that is stale, in a random order; `stale` is kept up to date."""
+    elements = dict(best)
+    for group in draw.sample(pair.symmetry.groups, len(pair.symmetry.groups)):
+        if group.name in stale:
+            stale.remove(group.name)
+            found = _better(pair, group, elements, _trained, rotations)
+            stale |= set() if found is elements[group.name] else _neighbours(pair, group)
+            elements[group.name] = found
+    return elements
+
+
+def _neighbours(pair: Pair, group: Group) -> set[str]:
+    """The groups that share a tensor with one: what they had to go by is different once it has moved."""
+    sharing = (pair.symmetry.slots[slot.name] for slot in group.slots)
+    return {other.name for slots in sharing for other, _ in slots if other is not group}
 
 
 def _first_sweep(pair: Pair, rotations: bool) -> dict[str, Element]:
@@ -72,7 +88,13 @@ def _better(pair: Pair, group: Group, elements: dict, chosen: Chosen, rotations:
         gains = _order_gain(products, now), _order_gain(products, found)
     else:
         found, gains = _better_heads(pair, group, elements, chosen, rotations)
-    return found if gains[1] > gains[0] + _LEAST_GAIN * max(map(abs, gains)) else now
+    return found if gains[1] > gains[0] + _rounding(pair) * max(map(abs, gains)) else now
+
+
+def _rounding(pair: Pair) -> float:
+    """A relative gain below which nothing was gained."""
+    first = next(pair.weights())
+    return 1e-11 if pair.reference[first].dtype == torch.float64 else 1e-6
 
 
 def _better_heads(pair: Pair, group: Heads, elements: dict, chosen: Chosen, rotations: bool) -> tuple:

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mergelab.maths.matching import Freedom, HeadOrder, Turns, permutation_matrix, procrustes, same_heads
+from mergelab.maths.heads import Freedom, HeadOrder, Turns, same_heads
+from mergelab.maths.matching import permutation_matrix, procrustes
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,28 @@ class Slot:
     site: bool = False
 
     @property
+    def region(self) -> slice | Tensor:
+        """What to index the axis with: a slice where the units leave no gaps, which copies nothing."""
+        gapless = self.stride == self.width
+        return slice(self.start, self.start + self.units * self.width) if gapless else self.entries.flatten()
+
+    @property
     def entries(self) -> Tensor:
         """The entries of the axis that each unit has. (units, width) int64"""
         return self.start + torch.arange(self.units)[:, None] * self.stride + torch.arange(self.width)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """The units' part of a tensor. (units, width, rest)"""
-        front = tensor.movedim(self.axis, 0)
-        return front[self.entries].reshape(self.units, self.width, -1)
+        return tensor.movedim(self.axis, 0)[self.region].reshape(self.units, self.width, -1)
 
     def put(self, tensor: Tensor, rows: Tensor) -> Tensor:
         """The tensor with other rows (units, width, rest) in their place."""
-        front = tensor.movedim(self.axis, 0).clone()
-        front[self.entries] = rows.reshape(self.units, self.width, *front.shape[1:])
-        return front.movedim(0, self.axis)
+        front = tensor.movedim(self.axis, 0)
+        new = rows.reshape(self.units * self.width, *front.shape[1:])
+        if len(new) < len(front):
+            part, new = new, front.clone()
+            new[self.region] = part
+        return new.movedim(0, self.axis)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergelab.errors import MergeError, did_you_mean
-from mergelab.maths.matching import Freedom
+from mergelab.maths.heads import Freedom
 from mergelab.symmetry.conv import is_chain, resnet_units, units_of_chain
 from mergelab.symmetry.families import FAMILIES, STILL, Family, Rule, rules_of
 from mergelab.symmetry.groups import Group, Heads, Slot, Symmetry, Units
