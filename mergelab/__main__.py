@@ -1,18 +1,21 @@
-"""The lab without a browser: `python -m mergelab merge | inspect | app`. Exits with 0, or 1 and one line saying why."""
+"""The lab without a browser: `python -m mergelab merge | inspect | align | app`. Exits with 0, or 1 and one line."""
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from mergelab.align import HOW
 from mergelab.devices import ProcessLost, device_named, is_alone, leave, speaks
 from mergelab.errors import MergeError
 from mergelab.merge import Progress, inspect, merge
 from mergelab.plan import plan
+from mergelab.realign import realigned
 from mergelab.recipe import DTYPES, Recipe
 from mergelab.report import Fact, Report
 
@@ -61,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
     verb.set_defaults(verb=_inspect)
 
+    verb = verbs.add_parser(
+        "align", help="write a model in another one's coordinates: its neurons in the matching order"
+    )
+    verb.add_argument("expert", metavar="EXPERT", help="the model whose neurons are put in order")
+    verb.add_argument("--to", metavar="REFERENCE", required=True, help="the model whose order they take")
+    verb.add_argument("--out", metavar="DIR", required=True, help="a folder that does not exist yet")
+    verb.add_argument("--how", default="weights", choices=HOW[1:], help="what is compared (default: weights)")
+    verb.add_argument("--data", metavar="FILE", type=Path, help="calibration prompts for activations, one a line")
+    verb.add_argument("--permute-only", action="store_true", help="no rotations inside heads: every number is kept")
+    verb.set_defaults(verb=_align)
+
     verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")
     verb.set_defaults(verb=_app)
@@ -97,6 +111,30 @@ def _inspect(asked: argparse.Namespace) -> None:
             Path(asked.json).write_text(report.to_json(), encoding="utf-8")
         except OSError as error:
             raise MergeError(f"Cannot write '{asked.json}': {error.strerror}.") from None
+
+
+def _align(asked: argparse.Namespace) -> None:
+    options = {"rotations": not asked.permute_only, "prompts": asked.data}
+    facts = _walked(realigned(asked.expert, asked.to, asked.out, asked.how, **options))
+    objective, gap = facts["objective"], facts["difference"]
+    print(f"{asked.out}: the same function" + (f", max |Δ outputs| {gap:.1e}" if gap is not None else ", not run"))
+    print(
+        f"relative distance to {asked.to}: {facts['distance before']:.4f} before, {facts['distance after']:.4f} after"
+    )
+    print(f"cosine of the weights: {' → '.join(f'{value:.4f}' for value in objective)}")
+    print(f"mean matched correlation: {facts['mean correlation']:.3f} over {len(facts['correlations'])} groups")
+
+
+def _walked(job: Generator[str, None, Any]) -> Any:
+    """Walk a job that yields names to its end, with a progress line on a terminal; what it returns."""
+    with closing(job):
+        try:
+            while True:
+                _show_progress(next(job))
+        except StopIteration as end:
+            return end.value
+        finally:
+            _show_progress("")
 
 
 def _app(asked: argparse.Namespace) -> None:

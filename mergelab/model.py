@@ -4,7 +4,7 @@ The only room that knows transformers. Weights come from the folder's safetensor
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,3 +109,58 @@ def _encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
     if not encoded["input_ids"].shape[1]:
         raise MergeError("The prompt is empty. Write something to ask.")
     return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}
+
+
+def built(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """A model in memory, float32, of tensors by their names on disk; MergeError if transformers cannot build it."""
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    named = next(iter(config.get("architectures") or ()), "")
+    kind = getattr(transformers, str(named), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise MergeError(f"config.json names no architecture that transformers has ('{named}'), so it cannot be run.")
+    settings = kind.config_class.from_dict(dict(config))
+    try:
+        model = kind.from_pretrained(None, config=settings, state_dict=dict(tensors), dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MergeError(f"These tensors make no {named}: {str(error).splitlines()[0][:200]}") from None
+    return model.eval()
+
+
+def outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a model answers: its logits, or the embeddings or states of one that has none."""
+    with torch.no_grad():
+        answer = model(**batch)
+    if isinstance(answer, torch.Tensor):
+        return answer
+    keys = ("logits", "logits_per_image", "image_embeds", "text_embeds", "last_hidden_state")
+    return next(answer[key] for key in keys if answer.get(key) is not None)
+
+
+def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tokens, pixels, or both: something that a model of this configuration can be run on."""
+    draw = torch.Generator().manual_seed(seed)
+    text, images = config.get("text_config") or config, config.get("vision_config") or config
+    batch = {}
+    if size := text.get("vocab_size"):
+        room = min(int(text.get("max_position_embeddings") or text.get("n_positions") or 16) - 4, 12)
+        batch["input_ids"] = torch.randint(0, int(size), (2, max(room, 1)), generator=draw)
+        if config.get("is_encoder_decoder"):
+            batch["decoder_input_ids"] = torch.randint(0, int(size), (2, 8), generator=draw)
+    if "num_channels" in images or "image_size" in images:
+        side = images.get("image_size") or 32
+        sides = (side, side) if isinstance(side, int) else tuple(side)
+        batch["pixel_values"] = torch.randn(2, int(images.get("num_channels") or 3), *sides, generator=draw)
+    return batch
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a model folder, alone; MergeError if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.") from None

@@ -167,12 +167,12 @@ class Weights:
             size = sum(writer.size for writer in self.writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": {n: e.file for n, e in self.entries.items()}}
             _write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        return {file: _sha256(self.folder / file) for file in sorted(self.writers)}
+        return {file: sha256_of(self.folder / file) for file in sorted(self.writers)}
 
 
 def write_papers(folder: Path, plan: Plan, report: Report) -> None:
     """Write everything beside the weights: configuration, tokenizer, model card, recipe, report."""
-    for path in _companions(plan.base.folder):
+    for path in companions(plan.base.folder):
         shutil.copyfile(path, folder / path.name)
     if plan.recipe.dtype and (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
@@ -185,7 +185,8 @@ def write_papers(folder: Path, plan: Plan, report: Report) -> None:
     _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.base.folder))
 
 
-def _companions(folder: Path) -> Iterator[Path]:
+def companions(folder: Path) -> Iterator[Path]:
+    """What stands beside a model's weights and goes with them: configuration, tokenizer, licence."""
     for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
         if path.is_file() and not any(path.match(pattern) for pattern in _NOT_COPIED):
             yield path
@@ -195,7 +196,8 @@ def _write_text(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8"))  # the same bytes on every system
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -5,7 +5,7 @@ Only headers and configuration are read here. A Plan that exists can be merged, 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
+from mergelab.align.calibration import bundled_batches
+from mergelab.align.opened import InCoordinates
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
 from mergelab.maths.inner import finite, unmoved
@@ -35,7 +37,7 @@ class OpenedExpert:
     """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
 
     name: str
-    checkpoint: Checkpoint | None  # None: the base's weights, changed by the adapter alone
+    checkpoint: Checkpoint | InCoordinates | None  # None: the base's weights, changed by the adapter alone
     adapter: Adapter | None
 
     def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
@@ -50,6 +52,8 @@ class OpenedExpert:
         return delta
 
     def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
+        if isinstance(self.checkpoint, InCoordinates):
+            return self._aligned(self.checkpoint, name, base, rows) - base
         own = self.checkpoint.read(name, rows) if self.checkpoint else stored
         same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
         full = unmoved(base) if same else own.to(base.dtype) - base
@@ -57,6 +61,15 @@ class OpenedExpert:
             return full
         change = self.adapter.delta(name, base if same else base + full, rows)
         return change if same else full + dense(change)
+
+    def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
+        """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
+        part = None if view.mixes_rows(name) else rows
+        own = view.expert.read(name, part).to(base.dtype)
+        if self.adapter is not None and name in self.adapter:
+            own = own + dense(self.adapter.delta(name, own, part))
+        moved = view.alignment.applied(name, own)
+        return moved if part == rows else moved[rows]
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,12 @@ class Plan:
     copied: tuple[str, ...]
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
+
+    @property
+    def alignment(self) -> dict[str, dict[str, Any]]:
+        """What was found for each expert that is aligned, by its name; matches them now if no tensor was read yet."""
+        views = {expert.name: expert.checkpoint for expert in self.experts}
+        return {name: view.facts() for name, view in views.items() if isinstance(view, InCoordinates)}
 
     def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
         """Read one tensor of the base and of every expert, or some rows of it.
@@ -112,6 +131,7 @@ def plan(recipe: Recipe) -> Plan:
     experts = tuple(_opened_expert(e.source, name, base) for e, name in zip(recipe.experts, recipe.names))
     for expert in experts:
         _check_tensors(expert, base, names)
+    experts = tuple(_aligned(expert, base, recipe) for expert in experts)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
     return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, _notes(recipe, base, experts))
@@ -173,6 +193,19 @@ def _check_tensors(expert: OpenedExpert, base: Checkpoint, names: list[str]) -> 
         if not own[name].mergeable:
             found = f"'{name}' of expert '{expert.name}' is {own[name].dtype}"
             raise MergeError(f"{found}: quantised weights cannot be merged. Take the unquantised model.")
+
+
+def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedExpert:
+    """The expert in the base's coordinates, if the recipe asks for it; what was trained on the base is in them."""
+    if recipe.align == "none" or expert.checkpoint is None or expert.checkpoint is base:
+        return expert
+
+    def data():
+        return bundled_batches(recipe.base, base.folder)
+
+    if recipe.align == "activations":
+        data()  # says now that there is none
+    return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
 
 
 def _tied_heads(base: Checkpoint) -> tuple[str, ...]:

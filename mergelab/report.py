@@ -67,6 +67,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)  # tensor -> why it was not merged
     notes: tuple[str, ...] = ()
+    alignment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # expert -> distances, objective, …
     sha256: Mapping[str, str] = field(default_factory=dict)  # written weight file -> its hash
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -102,6 +103,7 @@ class Report:
         """The report that `to_json` wrote."""
         data = json.loads(text)
         layers = tuple(LayerReport(**_frozen(layer)) for layer in data.pop("layers"))
+        data["alignment"] = _frozen(data.get("alignment", {}))
         return cls(layers=layers, **(data | {key: tuple(data[key]) for key in ("experts", "notes")}))
 
 
