@@ -98,7 +98,7 @@ def draw_form(lab: Lab) -> Form:
         allow_custom_value=True,
     )
     form.experts = gr.Dropdown(
-        [name for name in names if not name.endswith("/base")],
+        _fine_tuned_from(start.base),
         value=[expert.source for expert in start.experts],
         label="Experts",
         info="Fine-tuned from the base. Type a folder, a Hub id, or model+adapter, and press Enter.",
@@ -128,11 +128,19 @@ def draw_form(lab: Lab) -> Form:
         )
         apply = gr.Button("Apply this text to the form", size="sm")
 
+    form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
     filled = [*form.inputs, form.about, *form.groups.values()]
     apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, filled, **LIGHT)
     return form
+
+
+def _fine_tuned_from(base: str | None) -> list[str]:
+    """The bundled experts of a bundled base's family; not those from initialisations of their own."""
+    family = (base or "").partition("/")[0]
+    names = [name for name in bundled() if name.startswith(f"{family}/") and not name.endswith("/base")]
+    return [name for name in names if not name.startswith(f"{family}/scratch-")]
 
 
 def _titles() -> list[tuple[str, str]]:
