@@ -255,13 +255,14 @@ class RepairLab:
         return [zipped(place)] if sidecar else paths
 
     def saved(self, outcome: Outcome) -> list[Path]:
-        """An outcome as files: its sites and its scores as CSV, all of it as JSON."""
+        """An outcome as files: all of it as JSON, its scores and its sites as CSV."""
         folder = Path(tempfile.mkdtemp(prefix="outcome-", dir=self.lab.folder))
-        for name, (headers, rows) in {"sites": outcome.table(), "scores": outcome.score_table()}.items():
-            with open(folder / f"mergelab-repair-{name}.csv", "w", newline="", encoding="utf-8") as file:
+        paths = [folder / f"mergelab-repair{name}" for name in (".json", "-scores.csv", "-sites.csv")]
+        paths[0].write_text(outcome.to_json(indent=1), encoding="utf-8")
+        for path, (headers, rows) in zip(paths[1:], (outcome.score_table(), outcome.table())):
+            with open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([headers, *rows])
-        (folder / "mergelab-repair.json").write_text(outcome.to_json(indent=1), encoding="utf-8")
-        return sorted(folder.iterdir())
+        return paths
 
 
 @cache
