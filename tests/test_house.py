@@ -16,13 +16,15 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page merge devices plan realign align recipe report errors",
+    "__main__": "page repairs repair merge devices plan realign align sources recipe report errors",
     "page": "lab plots method assets recipe report errors",
     "lab": "merge devices plan model tasks sources assets recipe report errors",
+    "repairs": "repair merge devices output plan model tasks sources recipe report errors",
     "plots": "report",
     "__init__": "merge devices plan method recipe report errors",
     "merge": "output journal walk measure store devices plan method maths report errors",
     "realign": "output align adapter model checkpoint sources errors",
+    "repair": "output model checkpoint maths report errors",
     "output": "card journal plan checkpoint sources report errors",
     "journal": "plan report",
     "store": "method maths errors",
