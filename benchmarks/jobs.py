@@ -311,6 +311,7 @@ PARTS = {
 
 
 def main() -> None:
+    sys.path.insert(0, str(HERE.parent))  # this very code, not one that is installed
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SHAPES, default="135M")
     parser.add_argument("--pairs", type=int, default=1, help="rounds of each comparison; medians are shown")
