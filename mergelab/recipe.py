@@ -18,7 +18,7 @@ from mergelab.errors import MergeError, did_you_mean
 
 DTYPES = ("float32", "float16", "bfloat16")
 _KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "mergelab")
-_EXTRAS = ("decompose_embeddings",)
+_EXTRAS = ("decompose_embeddings", "seed", "then")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None  # of the written weights; None keeps the base's
     decompose_embeddings: bool = False
+    seed: int = 0  # of what a method draws at random
+    then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +101,8 @@ class Recipe:
             settings=_mapping(data.get("parameters"), f"{where}, parameters"),
             dtype=_dtype(data.get("dtype"), where),
             decompose_embeddings=_flag(extras.get("decompose_embeddings", False), where),
+            seed=_seed(extras.get("seed", 0), where),
+            then=_steps(extras.get("then"), f"{where}, mergelab, then"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +116,9 @@ class Recipe:
             data["parameters"] = dict(self.settings)
         if self.dtype:
             data["dtype"] = self.dtype
-        extras = {key: True for key in _EXTRAS if getattr(self, key)}
+        extras = {key: getattr(self, key) for key in _EXTRAS if getattr(self, key)}
+        if self.then:
+            extras["then"] = {name: dict(settings) for name, settings in self.then.items()}
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:
@@ -168,6 +174,18 @@ def _flag(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise MergeError(f"{where}: 'decompose_embeddings' must be true or false, not {value!r}.")
     return value
+
+
+def _seed(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise MergeError(f"{where}: 'seed' must be a whole number from 0 up, not {value!r}.")
+    return value
+
+
+def _steps(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """A step's name, or a mapping from names to settings."""
+    steps = {value: None} if isinstance(value, str) else _mapping(value, where)
+    return {name: _mapping(settings, f"{where}, {name}") for name, settings in steps.items()}
 
 
 def _kind(value: Any) -> str:
