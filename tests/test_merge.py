@@ -35,15 +35,17 @@ def test_the_written_tensors_are_base_plus_merged_delta(trio, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_experts_equal_to_the_base_give_the_base_to_the_byte(trio, tmp_path, method):
-    base = trio[0]
-    shutil.copytree(base, tmp_path / "copy")
-    merged(recipe_of(base, base, tmp_path / "copy", method=method), tmp_path / "out")
+    base, copies = trio[0], [tmp_path / "copy", tmp_path / "other"][: METHODS[method].most]
+    for copy in copies:
+        shutil.copytree(base, copy)
+    merged(recipe_of(base, *copies, method=method), tmp_path / "out")
     assert all(torch.equal(tensor, weights(base)[name]) for name, tensor in weights(tmp_path / "out").items())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_recipe_in_the_folder_merges_again_to_the_same_bytes(trio, tmp_path, method):
-    recipe = Recipe(str(trio[0]), (Expert(str(trio[1]), 0.3), Expert(str(trio[2]))), method, dtype="bfloat16")
+    experts = (Expert(str(trio[1]), 0.3), Expert(str(trio[2])))[: METHODS[method].most]
+    recipe = Recipe(str(trio[0]), experts, method, dtype="bfloat16", seed=5, then={"svc": {"alpha": 0.5}})
     report = merged(recipe, tmp_path / "out")
     again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
     assert report.sha256 == again.sha256 == {"model.safetensors": _sha256(tmp_path / "again/model.safetensors")}
