@@ -196,3 +196,20 @@ def test_weights_too_large_for_the_dtype_are_refused(tmp_path):
     with pytest.raises(MergeError, match="exceeds the range"):
         finished(merge(plan(Recipe(str(base), (Expert(str(near), 5.0),), "task_arithmetic")), tmp_path / "out"))
     assert leftovers(tmp_path) == ["base", "near"]
+
+
+def test_a_step_after_the_merge_is_taken_reported_and_cited(trio, tmp_path):
+    plain, then = (recipe_of(*trio, method="task_arithmetic", then=steps) for steps in ({}, {"svc": {}}))
+    before, after = merged(plain, tmp_path / "plain"), merged(then, tmp_path / "then")
+    for one, other in zip(before.layers, after.layers):
+        assert ("norm after calibration" in other.facts) == other.decomposed
+        assert other.facts["merged change"] <= one.facts["merged change"] * (1 + 1e-6)
+    assert "**SVC** ([arXiv 2602.05536]" in (tmp_path / "then/README.md").read_text(encoding="utf-8")
+    assert "SVC" not in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
+
+
+def test_a_base_that_is_listed_among_the_models_is_no_expert_where_mergekit_makes_none_of_it(trio, tmp_path):
+    base, one, other = trio
+    for method, experts in {"model_stock": (one, other), "slerp": (one,), "nuslerp": (one, other)}.items():
+        listed = merged(recipe_of(base, base, *experts, method=method), tmp_path / f"{method}-listed")
+        assert listed.sha256 == merged(recipe_of(base, *experts, method=method), tmp_path / method).sha256
