@@ -8,8 +8,9 @@ import pytest
 import torch
 from making import layer_of, noise
 
-from mergelab import METHODS, Choice, Knob, MergeError, Switch
+from mergelab import METHODS, STEPS, Choice, Knob, MergeError, Switch
 from mergelab.maths.spectral import LowRank
+from mergelab.report import FACTS
 
 SHAPES = [(), (7,), (6, 9), (9, 6), (1, 5), (5, 1), (3, 4, 5), (2, 3, 2, 2), (0, 4)]
 WEIGHTS = [1.0, 0.5, 1.7]
@@ -178,6 +179,7 @@ def test_a_delta_of_zeros_that_takes_no_memory_is_fine(method):
 
 
 def assert_facts_are_numbers(merged, experts):
+    assert merged.facts.keys() <= FACTS.keys(), "a new fact needs its line in report.FACTS"
     for name, fact in merged.facts.items():
         numbers = fact if isinstance(fact, tuple) else (fact,)
         assert len(numbers) in (1, experts), name
@@ -191,6 +193,24 @@ def test_every_fact_is_a_number_or_one_per_expert(method, shape):
     assert_facts_are_numbers(merged, experts=count_for(method))
     for curve in merged.curves.values():
         assert curve.dim() == 1 or (curve.dim() == 2 and len(curve) == count_for(method))
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@every_method
+@every_shape
+def test_every_step_can_be_taken_after_every_method(step, method, shape):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        given = layer(method, *shape)
+        given = replace(given, base=given.base.to(dtype), deltas=tuple(delta.to(dtype) for delta in given.deltas))
+        merged = method(given)
+        before = merged.delta.clone()
+        for setting in step.settings:
+            for value in (setting.default, *ends_of(setting.knob)):
+                after = step(given, merged, **{setting.name: value})
+                assert after.delta.shape == shape and after.delta.dtype == dtype and after.delta.isfinite().all()
+                assert merged.facts.items() <= after.facts.items()
+                assert_facts_are_numbers(after, experts=count_for(method))
+        assert torch.equal(merged.delta, before)
 
 
 def ends_of(knob):
@@ -260,7 +280,7 @@ def test_what_is_random_depends_on_the_seed_the_layer_and_the_expert_alone(metho
         assert not torch.allclose(method(other, density=0.5).delta, drawn)
 
 
-@every_method
+@pytest.mark.parametrize("method", [*METHODS.values(), *STEPS.values()], ids=[*METHODS, *STEPS])
 def test_every_setting_has_help_and_a_default_that_it_allows(method):
     for setting in method.settings:
         assert setting.knob.help
@@ -284,7 +304,7 @@ def test_a_setting_out_of_its_range_or_of_another_type_is_refused(method, wrong)
             method.checked({setting.name: wrong})
 
 
-@every_method
+@pytest.mark.parametrize("method", [*METHODS.values(), *STEPS.values()], ids=[*METHODS, *STEPS])
 def test_its_docstring_has_a_summary_and_equations_and_its_paper_is_named(method):
     assert method.summary.endswith(".") and len(method.summary) < 120
     assert "=" in method.doc.split("\n", 1)[1]

@@ -18,7 +18,8 @@ def middling(values: Tensor, count: int, top: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(values)
     sizes, top = values.abs(), min(top, values.numel() - count)
-    most, least = threshold_keeping(sizes, top + 1), threshold_keeping(sizes, top + count)
+    most = threshold_keeping(sizes, top + 1) if top + 1 < values.numel() else sizes.min()
+    least = threshold_keeping(sizes, top + count)
     return torch.where((sizes >= least) & (sizes <= most), values, 0)
 
 

@@ -10,6 +10,11 @@ from torch import Tensor
 _CHUNK = 1 << 20
 
 
+def lengths(stack: Tensor) -> Tensor:
+    """The Euclidean length of each tensor. stack: (expert, …); (expert,) float64."""
+    return torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in stack])
+
+
 def gram(stack: Tensor) -> Tensor:
     """The inner products between tensors, row by row. stack: (expert, row, n); (row, expert, expert) float64."""
     count, rows, _ = stack.shape
@@ -22,7 +27,7 @@ def gram(stack: Tensor) -> Tensor:
 
 def whole_gram(stack: Tensor) -> Tensor:
     """The inner products between whole tensors. stack: (expert, …); (expert, expert) float64."""
-    return gram(stack.flatten(1)[:, None])[0] if stack.dim() > 1 else gram(stack[:, None, None])[0]
+    return gram(stack.reshape(len(stack), 1, -1) if stack.numel() else stack.new_zeros(len(stack), 1, 0))[0]
 
 
 def cosines(products: Tensor, least: float = 0.0) -> Tensor:
@@ -30,8 +35,8 @@ def cosines(products: Tensor, least: float = 0.0) -> Tensor:
 
     least: products of two lengths are taken to be at least this.
     """
-    lengths = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale = (lengths[..., None] * lengths[..., None, :]).clamp(min=least)
+    sizes = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    scale = (sizes[..., None] * sizes[..., None, :]).clamp(min=least)
     return torch.where(scale > 0, products / torch.where(scale > 0, scale, 1), 0).clamp(-1, 1)
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from mergelab.maths.sphere import lengths
 from mergelab.method import Layer, Merged, merge_method
 
 
@@ -15,7 +16,7 @@ def metagpt(layer: Layer) -> Merged:
     one tensor at a time can be merged. An expert that leaves a tensor alone has no share in it.
     """
     deltas = layer.weighted(layer.dense)
-    energy = deltas.double().square().reshape(len(deltas), -1).sum(1)
+    energy = lengths(deltas).square()
     shares = energy / energy.sum() if energy.sum() > 0 else torch.zeros_like(energy)
     delta = torch.einsum("e,e...->...", shares.to(deltas), deltas)
     return Merged(delta, {"share of energy": tuple(shares.tolist())})

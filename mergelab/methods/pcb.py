@@ -45,9 +45,9 @@ def pcb(
 
 def _drawn_in(rows: Tensor, low: float, high: float) -> Tensor:
     """Each row with its lowest and highest share of values set to the nearest one that is left."""
-    ordered, count = rows.sort(1).values, rows.shape[1]
-    least = ordered[:, min(int(count * low), count - 1), None]
-    most = ordered[:, max(int(count * (1 - high) - 1), 0), None]
+    count = rows.shape[1]
+    first, last = min(int(count * low), count - 1), max(int(count * (1 - high) - 1), 0)
+    least, most = (torch.stack([row.kthvalue(place + 1).values for row in rows])[:, None] for place in (first, last))
     return rows.clamp(least, torch.maximum(least, most))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.signs import agreeing, conflict_share, elected, threshold_keeping
+from mergelab.maths.sphere import lengths
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
@@ -30,7 +31,7 @@ def sce(
         return Merged(torch.zeros_like(layer.base))
     if select_topk < 1:
         deltas = torch.where(_most_varied(deltas, select_topk), deltas, 0)
-    energy = deltas.double().square().reshape(len(deltas), -1).mean(1)
+    energy = lengths(deltas).square() / layer.base.numel()
     shares = energy / energy.sum() if energy.sum() >= 1e-6 else torch.full_like(energy, 1 / len(energy))
     chosen = agreeing(deltas, elected(deltas.sum(0), tie="plus"))
     column = shares.to(deltas).view(-1, *[1] * layer.base.dim())
