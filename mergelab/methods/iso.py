@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mergelab.maths.spectral import NOISE, dense
+from mergelab.maths.spectral import NOISE, LowRank
 from mergelab.maths.subspace import FLOOR, Triplets, joined, orthogonal, size, total, triplets
 from mergelab.method import Knob, Layer, Merged, merge_method
 
@@ -71,6 +71,9 @@ def _sum(layer: Layer) -> Triplets:
 
 def _outside(layer: Layer, expert: int, shared: Triplets, count: int) -> Triplets:
     """An expert's leading directions outside the shared ones."""
-    delta = layer.weights[expert].double() * dense(layer.deltas[expert]).double()
-    left_over = delta - shared.left @ (shared.left.T @ delta)
-    return triplets(left_over).above(FLOOR * size(delta)).leading(count)
+    weight, delta = float(layer.weights[expert]), layer.deltas[expert]
+    thin = isinstance(delta, LowRank)
+    columns = weight * (delta.left if thin else delta).double()  # what spans the outputs
+    apart = columns - shared.left @ (shared.left.T @ columns)
+    left_over = triplets(LowRank(apart, delta.right.double()) if thin else apart)
+    return left_over.above(FLOOR * abs(weight) * size(delta)).leading(count)
