@@ -45,7 +45,7 @@ def core_space(
     merged = _inner(core, inner, density)
     delta = lambda_ * (left @ merged.delta @ right.T)
     shared = {name: fact for name, fact in merged.facts.items() if not isinstance(fact, tuple)}
-    facts = {"core, rows": float(cores.shape[1]), "core, columns": float(cores.shape[2])} | shared
+    facts = shared | {"core, rows": float(cores.shape[1]), "core, columns": float(cores.shape[2])}
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": values})
 
 

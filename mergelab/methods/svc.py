@@ -18,7 +18,7 @@ def svc(
     merged: Merged,
     *,
     alpha: Annotated[
-        float, Knob(0.1, 2, "directions are shortened by this factor at least, 1: only if counted twice")
+        float, Knob(0.1, 2, "the least factor to shorten by; 1: only what is counted more than once")
     ] = 1.0,
 ) -> Merged:
     """Shorten each singular direction of the merged delta by how many times over the experts put it there.

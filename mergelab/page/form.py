@@ -14,7 +14,7 @@ from mergelab.recipe import DTYPES, Expert, Recipe
 
 # What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
 FAMILIES = {
-    "singular directions": "star drm_h drm_v tsv_m iso_c iso_cts knots_ties knots_dare core_space swudi",
+    "spectral": "star drm_h drm_v tsv_m iso_c iso_cts knots_ties knots_dare core_space swudi",
     "entries": "linear task_arithmetic ties dare_linear dare_ties della della_linear breadcrumbs breadcrumbs_ties "
     "sce consensus pcb metagpt",
     "angles": "model_stock multislerp karcher nuslerp slerp nearswap",
