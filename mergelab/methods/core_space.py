@@ -41,11 +41,18 @@ def core_space(
     right, _, _ = coordinates([transposed(delta) for delta in deltas])
     cores = left.new_zeros(len(layer.deltas), left.shape[1], right.shape[1])  # (expert, k, k')
     cores[list(layer.moving)] = rows @ right
-    core = replace(layer, base=torch.zeros_like(cores[0]), deltas=tuple(cores))
+    core = Layer(
+        layer.name,
+        torch.zeros_like(cores[0]),
+        tuple(cores),
+        layer.weights,
+        decompose=True,
+        experts=layer.experts,
+        seed=layer.seed,
+    )
     merged = _inner(core, inner, density)
     delta = lambda_ * (left @ merged.delta @ right.T)
-    shared = {name: fact for name, fact in merged.facts.items() if not isinstance(fact, tuple)}
-    facts = shared | {"core, rows": float(cores.shape[1]), "core, columns": float(cores.shape[2])}
+    facts = {**merged.facts, "core, rows": float(cores.shape[1]), "core, columns": float(cores.shape[2])}
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": values})
 
 
