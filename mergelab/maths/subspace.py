@@ -95,7 +95,7 @@ def coordinates(deltas: Sequence[Delta]) -> tuple[Tensor, Tensor, Tensor]:
     joint = joint_factors(parts)
     rank = int((joint.values > FLOOR * joint.values[:1]).sum())
     basis = joint.vectors[:, :rank]
-    rows = basis.T @ torch.stack(parts)
+    rows = torch.stack([basis.T @ part for part in parts])
     return basis if frame is None else frame @ basis, joint.values[:rank], rows
 
 

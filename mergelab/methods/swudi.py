@@ -36,10 +36,7 @@ def swudi(
     weights = layer.weights[list(layer.moving)].double()
     frame, parts = _in_rows(layer)  # (in, k), (expert, out, k)
     parts = parts * weights[:, None, None]
-    inverse = 1 / parts.square().sum((1, 2))
-    grams = parts.mT @ parts
-    operator = torch.einsum("e,eij->ij", inverse, grams)  # C
-    target = torch.einsum("e,eoi,eij->oj", inverse, parts, grams)  # D
+    operator, target = _normal_equation(parts)
     eigenvalues, vectors = torch.linalg.eigh(operator)
     eigenvalues, vectors = eigenvalues.flip(0).clamp(min=LEAST), vectors.flip(1)
     kept = min(len(eigenvalues), max(1, int(layer.base.shape[1] * keep + 0.999)))
@@ -47,16 +44,25 @@ def swudi(
     vectors = vectors[:, :kept]
     first = {"sum": parts.sum(0), "mean": parts.sum(0) / len(layer.deltas), "zero": torch.zeros_like(parts[0])}[start]
     change = ((target @ vectors) / eigenvalues[:kept] - first @ vectors) * solved
-    delta = lambda_ * (first + change @ vectors.T) @ frame.T
+    delta = lambda_ * (first + change @ vectors.T)
+    delta = delta if frame is None else delta @ frame.T
     facts = {"directions solved": float(kept), "share solved": float(solved.sum() / len(eigenvalues))}
     return Merged(delta.to(layer.base), facts, {"interference_eigenvalues": eigenvalues})
 
 
-def _in_rows(layer: Layer) -> tuple[Tensor, Tensor]:
-    """A basis of inputs (in, k), the experts' own if they are thin, and the moving deltas in it (expert, out, k)."""
+def _normal_equation(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """C = Σ τᵀτ / ‖τ‖² and D = Σ τ τᵀτ / ‖τ‖²: the best Δ has Δ C = D. parts: (expert, out, in)"""
+    operator, target = parts.new_zeros(parts.shape[2], parts.shape[2]), torch.zeros_like(parts[0])
+    for part in parts:
+        gram = part.T @ part / part.square().sum()
+        operator, target = operator + gram, target + part @ gram
+    return operator, target
+
+
+def _in_rows(layer: Layer) -> tuple[Tensor | None, Tensor]:
+    """The moving deltas (expert, out, k) in a basis of inputs (in, k): the experts' own if all are thin, else none."""
     deltas = [layer.deltas[i] for i in layer.moving]
     if all(isinstance(delta, LowRank) for delta in deltas):
         basis, _, rows = coordinates([transposed(delta) for delta in deltas])
         return basis, rows.mT
-    whole = layer.dense[list(layer.moving)].double()
-    return torch.eye(whole.shape[2], dtype=whole.dtype, device=whole.device), whole
+    return None, layer.dense[list(layer.moving)].double()
