@@ -37,13 +37,13 @@ class Layer:
     weights: Tensor
     decompose: bool = False
     factorise: Callable[[int, Wanted | None], Factors] | None = None
+    experts: tuple[str, ...] = ()
+    seed: int = 0
 
     @cached_property
     def entries(self) -> tuple[Tensor, ...]:
         """Each delta with its entries, in the base's shape; what is dense already is not copied."""
         return tuple(spectral.dense(delta) for delta in self.deltas)
-    experts: tuple[str, ...] = ()
-    seed: int = 0
 
     @cached_property
     def dense(self) -> Tensor:
@@ -81,7 +81,7 @@ class Layer:
     @property
     def mean(self) -> Tensor:
         """(1/T) Σ w_i τ_i: what the spectral methods do to a tensor that is not decomposed."""
-        return self.weighted(self.dense).mean(0)
+        return self.sum / len(self.deltas)
 
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelab.maths.spectral import Delta, LowRank, dense, factors, joint_factors
+from mergelab.maths.spectral import Delta, Factors, LowRank, dense, factors, joint_factors
 
 FLOOR = 1e-5  # float32 leaves about 1e-6 of σ₁ in the null space of a LoRA delta
 
@@ -32,10 +32,13 @@ class Triplets:
         return self.leading(int((self.values > least).sum()))
 
 
-def triplets(matrix: Delta) -> Triplets:
-    """The singular value decomposition of a matrix (out, in), without what is below FLOOR."""
-    found = factors(matrix)
-    count = int((found.values > FLOOR * found.values[:1]).sum())
+def triplets(matrix: Delta, found: Factors | None = None) -> Triplets:
+    """The singular value decomposition of a matrix (out, in), without what is below FLOOR.
+
+    found: its factors, if they are known; there are as many triplets as these have vectors.
+    """
+    found = factors(matrix) if found is None else found
+    count = min(int((found.values > FLOOR * found.values[:1]).sum()), found.vectors.shape[1])
     values, near = found.values[:count], found.vectors[:, :count]
     far = (pulled(matrix, near).T if found.left else pulled(transposed(matrix), near).T) / values
     return Triplets(near, values, far) if found.left else Triplets(far, values, near)

@@ -5,11 +5,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from mergelab.maths.spectral import factors
 from mergelab.maths.subspace import Triplets, joined, orthogonal, triplets
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("TSV-M", paper="2412.00081")
+@merge_method("TSV-M", paper="2412.00081", entrywise=True)
 def tsv_m(
     layer: Layer,
     *,
@@ -27,23 +28,23 @@ def tsv_m(
     if not layer.decompose or not layer.moving:
         return Merged(lambda_ * layer.mean)
     count = max(1, min(layer.base.shape) // len(layer.moving))
-    whole = [triplets(layer.deltas[i]) for i in layer.moving]
-    parts = [t.leading(count) for t in whole]
+    found = [factors(delta, lambda values: count) for delta in layer.deltas]  # in float64: those kept elsewhere are not
+    parts = [triplets(layer.deltas[i], found[i]) for i in layer.moving]
     joint = joined(parts)
     weights = torch.cat([layer.weights[i].expand(len(t.values)) for i, t in zip(layer.moving, parts)])
     middle = lambda_ * weights.double() * joint.values
     delta = (orthogonal(joint.left) * middle) @ orthogonal(joint.right).T
-    places = {i: (t, part) for i, t, part in zip(layer.moving, whole, parts)}
+    kept = dict(zip(layer.moving, (len(part.values) for part in parts)))
     facts = {
-        "rank kept": tuple(float(len(places[i][1].values)) if i in places else 0.0 for i in range(len(layer.deltas))),
-        "energy kept": tuple(_energy(*places[i]) if i in places else 1.0 for i in range(len(layer.deltas))),
+        "rank kept": tuple(float(kept.get(i, 0)) for i in range(len(found))),
+        "energy kept": tuple(_energy(f.values, kept.get(i, 0)) for i, f in enumerate(found)),
         "interference": interference(joint),
     }
-    return Merged(delta.to(layer.base), facts)
+    return Merged(delta.to(layer.base), facts, roads=tuple(f.road for f in found))
 
 
-def _energy(whole: Triplets, part: Triplets) -> float:
-    return float(part.values.square().sum() / whole.values.square().sum())
+def _energy(values: Tensor, rank: int) -> float:
+    return float(values[:rank].square().sum() / values.square().sum()) if rank else 1.0
 
 
 def interference(joint: Triplets) -> float:
