@@ -24,6 +24,7 @@ from mergelab.maths.spectral import LowRank
 from mergelab.method import METHODS, Layer
 
 Way = Callable[[], Tensor]
+TURN = 0.05  # seconds
 
 
 def star(deltas: list[Tensor], eta: float = 40) -> Tensor:
@@ -101,13 +102,15 @@ def layer_of(deltas: list) -> Layer:
 
 
 def seconds(ways: list[Way], rounds: int) -> list[float]:
-    """The median CPU seconds of each way; the ways take turns."""
+    """The median CPU seconds of each way; the ways take turns, and in each a short one is repeated for a while."""
     spent: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, times in zip(ways, spent):
-            start = time.thread_time()
-            way()
-            times.append(time.thread_time() - start)
+            begin = start = time.thread_time()
+            while not start > begin + TURN:
+                way()
+                times.append(time.thread_time() - start)
+                start += times[-1]
     return [median(times) for times in spent]
 
 

@@ -71,10 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
     verb.set_defaults(verb=_inspect)
 
-    verb = verbs.add_parser("repair", help="give a merge the statistics that each task's expert has, and write it")
-    _add_repair(verb)
-    verb.set_defaults(verb=_repair)
-
     verb = verbs.add_parser(
         "align", help="write a model in another one's coordinates: its neurons in the matching order"
     )
@@ -85,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--data", metavar="FILE", type=Path, help="calibration prompts for activations, one a line")
     verb.add_argument("--permute-only", action="store_true", help="no rotations inside heads: every number is kept")
     verb.set_defaults(verb=_align)
+
+    verb = verbs.add_parser("repair", help="give a merge the statistics that each task's expert has, and write it")
+    _add_repair(verb)
+    verb.set_defaults(verb=_repair)
 
     verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")
@@ -149,18 +149,33 @@ def _inspect(asked: argparse.Namespace) -> None:
             raise MergeError(f"Cannot write '{asked.json}': {error.strerror}.") from None
 
 
-def _repair(asked: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="mergelab-") as scratch:
-        order = _order(asked, Path(scratch))
-        job = repairs(order, asked.out)
+def _align(asked: argparse.Namespace) -> None:
+    options = {"rotations": not asked.permute_only, "prompts": asked.data}
+    facts = _walked(realigned(asked.expert, asked.to, asked.out, asked.how, **options))
+    objective, gap = facts["objective"], facts["difference"]
+    print(f"{asked.out}: the same function" + (f", max |Δ outputs| {gap:.1e}" if gap is not None else ", not run"))
+    print(
+        f"relative distance to {asked.to}: {facts['distance before']:.4f} before, {facts['distance after']:.4f} after"
+    )
+    print(f"cosine of the weights: {' → '.join(f'{value:.4f}' for value in objective)}")
+    print(f"mean matched correlation: {facts['mean correlation']:.3f} over {len(facts['correlations'])} groups")
+
+
+def _walked(job: Generator[str, None, Any]) -> Any:
+    """Walk a job that yields names to its end, with a progress line on a terminal; what it returns."""
+    with closing(job):
         try:
             while True:
                 _show_progress(next(job))
         except StopIteration as end:
-            reports = end.value
+            return end.value
         finally:
-            job.close()
             _show_progress("")
+
+
+def _repair(asked: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="mergelab-") as scratch:
+        reports = _walked(repairs(_order(asked, Path(scratch)), asked.out))
     print(_aligned(repair_table(reports)))
     for note in dict.fromkeys(note for report in reports for note in report.notes):
         print(f"note: {note}")
@@ -188,30 +203,6 @@ def _order(asked: argparse.Namespace, scratch: Path) -> Order:
     how = How(clamp=asked.clamp) if asked.mode == "auto" else How(asked.mode, asked.clamp)
     same = ("sites", "mode", "target", "samples", "sidecar", "without", "unaligned", "plain")
     return Order(folder, wanted, recipe, how=how, **{key: getattr(asked, key) for key in same})
-
-
-def _align(asked: argparse.Namespace) -> None:
-    options = {"rotations": not asked.permute_only, "prompts": asked.data}
-    facts = _walked(realigned(asked.expert, asked.to, asked.out, asked.how, **options))
-    objective, gap = facts["objective"], facts["difference"]
-    print(f"{asked.out}: the same function" + (f", max |Δ outputs| {gap:.1e}" if gap is not None else ", not run"))
-    print(
-        f"relative distance to {asked.to}: {facts['distance before']:.4f} before, {facts['distance after']:.4f} after"
-    )
-    print(f"cosine of the weights: {' → '.join(f'{value:.4f}' for value in objective)}")
-    print(f"mean matched correlation: {facts['mean correlation']:.3f} over {len(facts['correlations'])} groups")
-
-
-def _walked(job: Generator[str, None, Any]) -> Any:
-    """Walk a job that yields names to its end, with a progress line on a terminal; what it returns."""
-    with closing(job):
-        try:
-            while True:
-                _show_progress(next(job))
-        except StopIteration as end:
-            return end.value
-        finally:
-            _show_progress("")
 
 
 def _app(asked: argparse.Namespace) -> None:

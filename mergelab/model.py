@@ -125,48 +125,6 @@ def encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
     return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}
 
 
-def with_biases(model: Any) -> Any:
-    """A copy of a model with a zero bias wherever its architecture has room for one; the outputs are the same.
-
-    Llama and its kin have two switches in their configuration. Mistral and Qwen2 without a sliding window are Llamas
-    to the bit, and become ones. Others come back as they are, or with biases in their attention alone.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    old = model.config.to_dict()
-    kind, wanted = type(model), copy.deepcopy(model.config)
-    if _is_llama(model.config):
-        known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
-        kind, wanted = LlamaForCausalLM, LlamaConfig(**{key: old[key] for key in known & old.keys()})
-    for switch in ("attention_bias", "mlp_bias"):
-        if hasattr(wanted, switch):
-            setattr(wanted, switch, True)
-    wanted.architectures = [kind.__name__]
-    made = kind(wanted).to(dtype=model.dtype, device=model.device)
-    about = made.load_state_dict(model.state_dict(), strict=False)
-    assert not about.unexpected_keys and all(key.endswith(".bias") for key in about.missing_keys), about
-    with torch.no_grad():
-        for key in about.missing_keys:
-            made.get_parameter(key).zero_()
-    return made.eval()
-
-
-def takes_biases(model: Any) -> bool:
-    """Whether `with_biases` can give this model a bias in attention and MLP alike."""
-    return _is_llama(model.config) or all(hasattr(model.config, key) for key in ("attention_bias", "mlp_bias"))
-
-
-def _is_llama(config: Any) -> bool:
-    return config.model_type in ("mistral", "qwen2") and not _slides(config)
-
-
-def _slides(config: Any) -> bool:
-    """Whether attention looks back through a window: Qwen2 has a length for one even where it is switched off."""
-    if hasattr(config, "use_sliding_window"):
-        return bool(config.use_sliding_window)
-    return getattr(config, "sliding_window", None) is not None
-
-
 def built(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """A model in memory, float32, of tensors by their names on disk; MergeError if transformers cannot build it."""
     import transformers
@@ -220,3 +178,45 @@ def tokenizer_of(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.") from None
+
+
+def with_biases(model: Any) -> Any:
+    """A copy of a model with a zero bias wherever its architecture has room for one; the outputs are the same.
+
+    Llama and its kin have two switches in their configuration. Mistral and Qwen2 without a sliding window are Llamas
+    to the bit, and become ones. Others come back as they are, or with biases in their attention alone.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    old = model.config.to_dict()
+    kind, wanted = type(model), copy.deepcopy(model.config)
+    if _is_llama(model.config):
+        known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+        kind, wanted = LlamaForCausalLM, LlamaConfig(**{key: old[key] for key in known & old.keys()})
+    for switch in ("attention_bias", "mlp_bias"):
+        if hasattr(wanted, switch):
+            setattr(wanted, switch, True)
+    wanted.architectures = [kind.__name__]
+    made = kind(wanted).to(dtype=model.dtype, device=model.device)
+    about = made.load_state_dict(model.state_dict(), strict=False)
+    assert not about.unexpected_keys and all(key.endswith(".bias") for key in about.missing_keys), about
+    with torch.no_grad():
+        for key in about.missing_keys:
+            made.get_parameter(key).zero_()
+    return made.eval()
+
+
+def takes_biases(model: Any) -> bool:
+    """Whether `with_biases` can give this model a bias in attention and MLP alike."""
+    return _is_llama(model.config) or all(hasattr(model.config, key) for key in ("attention_bias", "mlp_bias"))
+
+
+def _is_llama(config: Any) -> bool:
+    return config.model_type in ("mistral", "qwen2") and not _slides(config)
+
+
+def _slides(config: Any) -> bool:
+    """Whether attention looks back through a window: Qwen2 has a length for one even where it is switched off."""
+    if hasattr(config, "use_sliding_window"):
+        return bool(config.use_sliding_window)
+    return getattr(config, "sliding_window", None) is not None

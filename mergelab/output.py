@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -30,15 +31,16 @@ _LOCK = "lock"  # held by the process that merges, for as long as it lives
 
 @contextmanager
 def new_folder(
-    out: str | Path, mark: str, stays: Callable[[BaseException], bool] = lambda error: False
+    out: str | Path, mark: str | None = None, stays: Callable[[BaseException], bool] = lambda error: False
 ) -> Iterator[Path]:
     """A hidden folder to write in. It becomes `out` if the block ends well, and vanishes if not, unless it `stays`.
 
     mark: twelve hex digits that tell this merge from others to the same place; what a killed one with the same mark
-    has left is there again. MergeError if `out` exists and is not empty, or for whatever the disk refuses.
+    has left is there again (None: nobody ever goes on). MergeError if `out` exists and is not empty, or for whatever
+    the disk refuses.
     """
     place, missing = _free_place(out)
-    partial = place.with_name(f".{place.name}.{mark}.partial")
+    partial = place.with_name(f".{place.name}.{mark or uuid4().hex[:12]}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = _locked(partial)

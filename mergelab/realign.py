@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from mergelab.adapter import is_adapter
 from mergelab.align import HOW
@@ -47,7 +46,7 @@ def realigned(
         return prompt_batches(_lines(prompts), target.folder)
 
     view = InCoordinates(own, target, how, seed=seed, rotations=rotations, data=data)
-    with new_folder(out, uuid4().hex[:12]) as folder:
+    with new_folder(out) as folder:
         yield from _weights_written(folder, view)
         written = Checkpoint(folder, str(out))
         facts = {"expert": expert, "reference": reference, **view.facts(), "difference": _difference(own, written)}

@@ -114,7 +114,9 @@ def test_an_adapter_is_added_before_its_model_is_aligned(strangers, tmp_path):
     wanted = view.checkpoint.alignment.applied(f"{name}.weight", own) - start
     whole = view.checkpoint["lm_head.weight"]
     assert torch.equal(view.checkpoint.read("lm_head.weight", slice(3, 5)), whole[3:5])
-    assert torch.allclose(view.delta(f"{name}.weight", start), wanted, atol=1e-5)
+    assert torch.allclose(view.delta(f"{name}.weight", start, start), wanted, atol=1e-5)
+    part = slice(2, 9)
+    assert torch.allclose(view.delta(f"{name}.weight", start[part], start[part], part), wanted[part], atol=1e-5)
     alone = plan(recipe_of(base, adapter, base, align="weights"))
     assert not alone.alignment  # both are in the base's coordinates
 
