@@ -58,6 +58,7 @@ class Told:
     patches: dict[str, Patch] = field(default_factory=dict)
     batches: dict[str, list[Batch]] = field(default_factory=dict)
     experts: dict[str, Path] = field(default_factory=dict)  # in the merged model's coordinates
+    home: Path | None = None  # the folder of those that were aligned
 
     @property
     def key(self) -> str:
@@ -70,7 +71,7 @@ class RepairLab:
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        self.told: Kept[Told] = Kept(6)
+        self.told: Kept[Told] = Kept(6, gone=lambda told: shutil.rmtree(told.home or "", ignore_errors=True))
         self._patches: Kept[Patch] = Kept(32)
 
     # The story -----------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class RepairLab:
         subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
         stages.append(stage_of(running(run.folder), subjects, trial))
         outcome = looked_at(trial, align, matching, stages)
-        told = Told(trial, outcome, run, experts=dict(zip(trial.recipe.names, folders)))
+        told = Told(trial, outcome, run, experts=dict(zip(trial.recipe.names, folders)), home=home)
         told = yield from self._repaired(told, stages, home, steps)
         return replace(told, outcome=replace(told.outcome, seconds=round(time.monotonic() - started, 1)))
 
@@ -224,7 +225,7 @@ class RepairLab:
         return story() if not key else self._kept(key).outcome
 
     def _kept(self, key: str) -> Told:
-        if key not in self.told:
+        if key not in self.told or not self.told[key].run.folder.is_dir():
             raise MergeError("That run is not kept any more. Press Run again.")
         return self.told[key]
 
