@@ -62,7 +62,7 @@ def _add_recipe(verb: argparse.ArgumentParser) -> None:
 
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
-    work = plan(replace(recipe, dtype=asked.dtype or recipe.dtype))
+    work = plan(replace(recipe, dtype=asked.dtype, out_dtype=None) if asked.dtype else recipe)
     report = _followed(merge(work, asked.out, device_named(asked.device)), len(work.names))
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")

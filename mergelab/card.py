@@ -7,6 +7,7 @@ import yaml
 from mergelab.method import MergeMethod
 from mergelab.recipe import Recipe
 from mergelab.report import Report
+from mergelab.varying import shown
 
 
 def model_card(recipe: Recipe, method: MergeMethod, report: Report, base: Path) -> str:
@@ -19,7 +20,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, base: Path) 
     }
     front |= {"license": licence} if (licence := _licence(base)) else {}
     paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
-    experts = "\n".join(f"- `{_shown(e.source)}`, weight {e.weight:g}" for e in recipe.experts)
+    experts = "\n".join(f"- `{_shown(e.source)}`, weight {shown(e.weight)}" for e in recipe.experts)
     left_out = "\n".join(f"- `{name}`: {why}" for name, why in report.skipped.items()) or "Nothing."
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---

@@ -88,7 +88,7 @@ def _one_thread() -> Iterator[None]:
 
 def _merged(plan: Plan, layer: Layer) -> Merged:
     try:
-        merged = plan.method(layer, **plan.settings)
+        merged = plan.method(layer, **plan.settings_at(layer.name))
     except torch.OutOfMemoryError:
         raise MergeError(f"The device has no memory left for '{layer.name}'. Use '--device cpu'.") from None
     if not torch.isfinite(merged.delta).all():

@@ -18,6 +18,7 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.maths import spectral
 from mergelab.maths.spectral import Delta, Factors
 from mergelab.report import Fact
+from mergelab.varying import mapped, well_formed
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Layer:
         """Singular values and vectors of each delta; only for a layer to decompose. Computed once, on first use."""
         return tuple(spectral.factors(delta) for delta in self.deltas)
 
+    def each(self, value: float | tuple[float, ...]) -> tuple[float, ...]:
+        """A setting as one number per expert: of a knob with `each`, experts may have values of their own."""
+        return value if isinstance(value, tuple) else (value,) * len(self.deltas)
+
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""
         return stack * self.weights.to(stack.dtype).view(-1, *[1] * (stack.dim() - 1))
@@ -67,7 +72,8 @@ class Merged:
 class Knob:
     """The range and help of a setting that is a number.
 
-    `start` is where the page puts it, where that differs from a recipe's default.
+    `start` is where the page puts it, where that differs from a recipe's default. `each`: a recipe may give every
+    expert a value of its own; the method then gets a tuple, one number per expert (`Layer.each` makes it one always).
     """
 
     low: float
@@ -75,6 +81,7 @@ class Knob:
     help: str
     step: float | None = None
     start: float | None = None
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,18 @@ class Setting:
     default: Any
     knob: Knob | Switch
 
+    @property
+    def each(self) -> bool:
+        """Whether experts may have values of their own."""
+        return isinstance(self.knob, Knob) and self.knob.each
+
     def checked(self, value: Any, method: str) -> Any:
-        """The value, if the knob allows it; else MergeError."""
+        """The value, or one that varies (varying.py), if the knob allows all of it; else MergeError."""
+        if isinstance(value, tuple) and self.each:
+            return tuple(self._checked(item, method) for item in value)
+        return mapped(well_formed(value, f"'{self.name}' of {method}"), lambda scalar: self._checked(scalar, method))
+
+    def _checked(self, value: Any, method: str) -> Any:
         if isinstance(self.knob, Switch):
             if not isinstance(value, bool):
                 raise MergeError(f"'{self.name}' of {method} must be true or false, not {value!r}.")
@@ -132,6 +149,18 @@ class MergeMethod:
             if key not in known:
                 raise MergeError(f"{self.title} has no setting '{key}'. {did_you_mean(key, known)}".rstrip())
         return {name: s.checked(given.get(name, s.default), self.title) for name, s in known.items()}
+
+    def checked_own(self, given: Mapping[str, Any], expert: str) -> dict[str, Any]:
+        """The settings that an expert has of its own; MergeError for one that cannot differ from expert to expert."""
+        known = {setting.name: setting for setting in self.settings if setting.each}
+        for key in given:
+            if key not in known:
+                free = ", ".join(f"'{name}'" for name in ("weight", *known))
+                raise MergeError(
+                    f"Expert '{expert}' has its own '{key}', but with {self.title} only {free} can differ from expert "
+                    "to expert. Other settings of the method stand under the recipe's own 'parameters'."
+                )
+        return {name: known[name].checked(value, self.title) for name, value in given.items()}
 
     def __call__(self, layer: Layer, **settings: Any) -> Merged:
         return self.function(layer, **{_argument(name): value for name, value in self.checked(settings).items()})

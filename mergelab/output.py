@@ -66,7 +66,7 @@ class Weights:
     def __init__(self, folder: Path, plan: Plan):
         self.folder, self.plan = folder, plan
         written = {*plan.names, *plan.copied}
-        entries = {n: e.cast(plan.recipe.dtype) for n, e in plan.base.entries.items() if n in written}
+        entries = {n: e.cast(plan.recipe.written_dtype) for n, e in plan.base.entries.items() if n in written}
         shards: dict[str, dict[str, Entry]] = {}
         for name, entry in entries.items():
             shards.setdefault(entry.file, {})[name] = entry
@@ -92,10 +92,10 @@ def write_papers(folder: Path, plan: Plan, report: Report) -> None:
     """Write everything beside the weights: configuration, tokenizer, model card, recipe, report."""
     for path in _companions(plan.base.folder):
         shutil.copyfile(path, folder / path.name)
-    if plan.recipe.dtype and (folder / "config.json").is_file():
+    if plan.recipe.written_dtype and (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-        config |= dict.fromkeys(keys, plan.recipe.dtype)
+        config |= dict.fromkeys(keys, plan.recipe.written_dtype)
         _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     recipe = replace(plan.recipe, settings=plan.settings)
     _write_text(folder / "recipe.yaml", recipe.to_yaml())

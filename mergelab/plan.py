@@ -6,6 +6,7 @@ Only headers and configuration are read here. A Plan that exists can be merged, 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
 from mergelab.sources import folder_of
+from mergelab.varying import depths, layer_counts, value_at, with_fallback
 
 # Rows of these tables are looked up, not multiplied: their singular directions mix unrelated tokens or positions.
 _TABLE = re.compile(
@@ -59,13 +61,38 @@ class Plan:
 
     recipe: Recipe
     method: MergeMethod
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # each may vary from tensor to tensor (varying.py)
     base: Checkpoint
     experts: tuple[OpenedExpert, ...]
     names: tuple[str, ...]
     copied: tuple[str, ...]
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
+
+    @cached_property
+    def depths(self) -> dict[str, float]:
+        """How deep in its stack of layers each tensor lies, 0…1; those outside the layers are not in it."""
+        return depths(self.names)
+
+    def settings_at(self, name: str) -> dict[str, Any]:
+        """The method's settings for one tensor: a scalar each, or a tuple where experts have values of their own."""
+        depth, own = self.depths.get(name, 0.0), [expert.settings for expert in self.recipe.experts]
+        found = {}
+        for key, wide in self.settings.items():
+            narrow = [with_fallback(settings.get(key, wide), wide) for settings in own]
+            values = tuple(value_at(setting, name, depth) for setting in narrow)
+            found[key] = values if any(key in settings for settings in own) else value_at(wide, name, depth)
+        return found
+
+    def weights_at(self, name: str) -> list[float]:
+        """The experts' weights for one tensor; MergeError if a filter list says nothing of it."""
+        depth = self.depths.get(name, 0.0)
+        weights = [value_at(expert.weight, name, depth) for expert in self.recipe.experts]
+        for expert, weight in zip(self.recipe.names, weights):
+            if weight is None:
+                hint = "End the list with an entry that has a 'value' and no 'filter'."
+                raise MergeError(f"The weight of expert '{expert}' has no filter that is for '{name}'. {hint}")
+        return weights
 
     def layer(self, name: str, device: torch.device | str) -> Layer:
         """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
@@ -74,7 +101,7 @@ class Plan:
         if not torch.isfinite(base).all():
             raise _broken(name, f"the base '{self.base.source}'")
         deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
-        weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
+        weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
         matrix = base.dim() == 2 and base.numel() > 0
         table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
         return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
@@ -83,7 +110,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Open and check all that a recipe names; MergeError says what does not fit."""
     method = method_named(recipe.method)
-    settings = method.checked(recipe.settings)
+    settings = _settings(method, recipe)
     given = len(recipe.experts)
     if given < method.fewest:
         raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
@@ -94,9 +121,32 @@ def plan(recipe: Recipe) -> Plan:
     experts = tuple(_opened_expert(e.source, name, base) for e, name in zip(recipe.experts, recipe.names))
     for expert in experts:
         _check_tensors(expert, base, names)
+    _check_layers(recipe, names)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
-    return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, _notes(recipe, base, experts))
+    notes = _notes(recipe, base, experts)
+    made = Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes)
+    for name in names:
+        made.weights_at(name)
+    return made
+
+
+def _settings(method: MergeMethod, recipe: Recipe) -> dict[str, Any]:
+    """All settings of the method, checked; where a filter list says nothing, the method's own default holds."""
+    for expert, name in zip(recipe.experts, recipe.names):
+        method.checked_own(expert.settings, name)
+    default = method.checked({})
+    return {key: with_fallback(value, default[key]) for key, value in method.checked(recipe.settings).items()}
+
+
+def _check_layers(recipe: Recipe, names: list[str]) -> None:
+    """MergeError if a recipe's slice is not the whole model."""
+    found = max(layer_counts(names).values(), default=0)
+    if recipe.layers and recipe.layers != found:
+        raise MergeError(
+            f"The recipe's slice has {recipe.layers} layers, but '{recipe.base}' has {found}. Only a slice with all "
+            "layers can be merged."
+        )
 
 
 def _model_order(name: str) -> list[tuple[int, str]]:

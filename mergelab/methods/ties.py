@@ -12,7 +12,9 @@ from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 def ties(
     layer: Layer,
     *,
-    density: Annotated[float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.2)] = 1.0,
+    density: Annotated[
+        float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.2, each=True)
+    ] = 1.0,
     lambda_: Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)] = 1.0,
     normalize: Annotated[bool, Switch("divide by the weights of those that agree")] = True,
 ) -> Merged:
@@ -26,8 +28,8 @@ def ties(
     are kept too.
     """
     stack = layer.dense
-    count = max(1, int(density * layer.base.numel()))
-    kept = stack if density == 1 else torch.stack([trimmed(delta, count) for delta in stack])
+    counts = [max(1, int(share * layer.base.numel())) for share in layer.each(density)]
+    kept = torch.stack([trimmed(delta, count) for delta, count in zip(stack, counts)])
     weighted = layer.weighted(kept)
     chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
     delta = chosen.sum(0)

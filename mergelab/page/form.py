@@ -11,6 +11,7 @@ from mergelab.lab import START, Lab
 from mergelab.method import METHODS, MergeMethod, Setting, Switch
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.recipe import DTYPES, Expert, Recipe
+from mergelab.varying import shown
 
 ORDER = ("star", "drm_h", "drm_v", "linear", "task_arithmetic", "ties")  # others follow, by name
 KEEP = "as the base"
@@ -68,7 +69,7 @@ class Form:
         if recipe.method not in METHODS:
             raise MergeError(f"There is no merge method '{recipe.method}'.")
         settings = METHODS[recipe.method].checked(recipe.settings)
-        weights = [f"{expert.weight:g}" for expert in recipe.experts]
+        weights = [shown(expert.weight) for expert in recipe.experts]
         return {
             self.base: recipe.base,
             self.experts: [expert.source for expert in recipe.experts],

@@ -11,6 +11,7 @@ from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
+from mergelab.varying import shown
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
@@ -101,6 +102,4 @@ def _line(run: Run, scores: list[Score]) -> list[Any]:
 
 
 def _settings(run: Run) -> str:
-    words = {True: "on", False: "off"}
-    values = {n: words[v] if isinstance(v, bool) else f"{v:g}" for n, v in run.recipe.settings.items()}
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "no settings"
+    return ", ".join(f"{name} {shown(value)}" for name, value in run.recipe.settings.items()) or "no settings"

@@ -14,6 +14,7 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.recipe import Recipe
 from mergelab.report import Report
+from mergelab.varying import elsewhere
 
 LOOK_HEAT = (
     "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "
@@ -151,7 +152,8 @@ def _report(lab: Lab, key: str) -> Report:
 
 def _eta(report: Report) -> float | None:
     """Where the pictures cut: STAR's η; None under another method."""
-    return report.recipe["parameters"]["eta"] if report.recipe["merge_method"] == "star" else None
+    eta = elsewhere(report.recipe["parameters"]["eta"]) if report.recipe["merge_method"] == "star" else None
+    return eta[0] if isinstance(eta, list) else eta
 
 
 def _modules(report: Report) -> list[tuple[str, str]]:
