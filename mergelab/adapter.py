@@ -1,6 +1,7 @@
 """A PEFT LoRA adapter as the low-rank deltas that it stands for. What has no exact delta is refused by name.
 
 ΔW = α/r · B A (rsLoRA: α/√r), r and α per module where the adapter has patterns; transposed for Conv1D and embeddings.
+DoRA (arXiv 2402.09353) has a magnitude m per output: W' = m · (W + ΔW) / ‖W + ΔW‖; the exact difference is taken.
 Tensors that are stored whole (modules_to_save, biases) are taken as they are. Format: peft's adapter_config.json and
 adapter_model.safetensors.
 """
@@ -8,8 +9,10 @@ adapter_model.safetensors.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mergelab.checkpoint import Entry, entries_of, opened, read_json
@@ -18,8 +21,11 @@ from mergelab.maths.spectral import LowRank
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.default)?(\.weight)?")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
+_BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")  # of a LoRA with `lora_bias`
 _SAVED = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<kind>weight|bias)")
-_INEXACT = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "kasa_config")
+_INEXACT = ("use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "kasa_config", "arrow_config")
+_INEXACT += ("monteclora_config", "target_parameters", "trainable_token_indices")
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's own weights
 
 
@@ -33,15 +39,20 @@ class Adapter:
             raise MergeError(f"Adapter '{source}' has no adapter_model.safetensors (pickles are never opened).")
         _check_kind(self.config, source)
         entries = entries_of(self.path, source)
-        self.pairs, self.saved = _sorted_keys(entries, source)
+        keys = _sorted_keys(entries, source)
+        self.pairs, self.saved, self.magnitudes, self.biases = keys.pairs, keys.saved, keys.magnitudes, keys.biases
         shapes = {name: (entries[b].shape[0], entries[a].shape[1]) for name, (a, b) in self.pairs.items()}
-        for name, shape in (shapes | {name: entries[key].shape for name, key in self.saved.items()}).items():
+        whole = {name: entries[key].shape for name, key in (self.saved | self.biases).items()}
+        for name, shape in (shapes | whole).items():
             self._check_fit(name, shape, base)
         self._flipped = {name for name, shape in shapes.items() if self._is_flipped(name, shape, base[name].shape)}
         self._scales = {name: self._scale(name, entries[a].shape[0]) for name, (a, _) in self.pairs.items()}
+        for name in self.pairs if self.config.get("use_dora") else self.magnitudes:
+            key = self.magnitudes.get(name)
+            self._check_magnitude(name, entries[key].shape if key else (), shapes)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.pairs or name in self.saved
+        return name in self.pairs or name in self.saved or name in self.biases
 
     @property
     def base_name(self) -> str:
@@ -51,12 +62,23 @@ class Adapter:
     def delta(self, name: str, base: Tensor) -> LowRank | Tensor:
         """What the adapter adds to a tensor that it touches, in the dtype of that tensor (base)."""
         whole = self._read(self.saved[name]).to(base) - base if name in self.saved else None
+        if name in self.biases:
+            added = self._read(self.biases[name]).to(base) * self._scales[name.removesuffix("bias") + "weight"]
+            return added if whole is None else whole + added
         if name not in self.pairs:
             return whole
         a, b = (self._read(key).to(base) for key in self.pairs[name])  # (r, in), (out, r)
         lifted = b * self._scales[name]
         low_rank = LowRank(a.T, lifted.T) if name in self._flipped else LowRank(lifted, a)
+        if name in self.magnitudes:
+            return self._rescaled(name, base if whole is None else base + whole, low_rank) - base
         return low_rank if whole is None else whole + low_rank.dense()
+
+    def _rescaled(self, name: str, start: Tensor, change: LowRank) -> Tensor:
+        """DoRA's weights: every output's row of start + change, brought to its trained length."""
+        moved, across = start + change.dense(), 0 if name in self._flipped else 1
+        length = torch.linalg.vector_norm(moved, dim=across, keepdim=True)
+        return moved * (self._read(self.magnitudes[name]).to(start).flatten().unsqueeze(across) / length)
 
     def _read(self, key: str) -> Tensor:
         with opened(self.path, self.source) as file:
@@ -85,6 +107,11 @@ class Adapter:
             found = f"'{name}' is {list(shape)}, but in the base it is {list(wanted)}."
             raise MergeError(f"Adapter '{self.source}' is for another base: {found} {origin}".rstrip())
 
+    def _check_magnitude(self, name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if name not in shapes or math.prod(shape) != shapes[name][0]:
+            found = f"The magnitude of '{name}' has the shape {list(shape)}"
+            raise MergeError(f"Adapter '{self.source}' is broken: {found}, which fits no pair A, B in it.")
+
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter instead of a model."""
@@ -105,16 +132,29 @@ def _check_kind(config: dict, source: str) -> None:
     raise MergeError(f"Adapter '{source}' {why}. Merge it into its base with peft first, and name the result.")
 
 
-def _sorted_keys(entries: Mapping[str, Entry], source: str) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """The adapter's tensors: name in the base -> (A's key, B's key), and name -> key of those stored whole."""
+@dataclass
+class _Keys:
+    """An adapter's tensors: name in the base -> (A's key, B's key); name -> key of what is stored whole, and so on."""
+
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    saved: dict[str, str] = field(default_factory=dict)
+    magnitudes: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, str] = field(default_factory=dict)
+
+
+def _sorted_keys(entries: Mapping[str, Entry], source: str) -> _Keys:
     parts: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
+    keys = _Keys()
     for key in entries:
         plain = key.removeprefix(_PREFIX)
         if match := _LORA.fullmatch(plain):
             parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = key
+        elif match := _MAGNITUDE.fullmatch(plain):
+            keys.magnitudes[f"{match['module']}.weight"] = key
+        elif match := _BIAS.fullmatch(plain):
+            keys.biases[f"{match['module']}.bias"] = key
         elif "lora_" not in plain and (match := _SAVED.fullmatch(plain)):
-            saved[f"{match['module']}.{match['kind']}"] = key
+            keys.saved[f"{match['module']}.{match['kind']}"] = key
         else:
             raise MergeError(f"Adapter '{source}' holds '{key}', which is no LoRA matrix that can be merged exactly.")
     for name, pair in parts.items():
@@ -123,9 +163,12 @@ def _sorted_keys(entries: Mapping[str, Entry], source: str) -> tuple[dict[str, t
         a, b = entries[pair["A"]].shape, entries[pair["B"]].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
             raise MergeError(f"Adapter '{source}': A {list(a)} and B {list(b)} for '{name}' are no pair of matrices.")
-    if not parts and not saved:
+    if not parts and not keys.saved:
         raise MergeError(f"Adapter '{source}' is empty.")
-    return {name: (pair["A"], pair["B"]) for name, pair in parts.items()}, saved
+    if alone := [name for name in keys.biases if name.removesuffix("bias") + "weight" not in parts]:
+        raise MergeError(f"Adapter '{source}' has a bias of B for '{alone[0]}', and no pair A, B that it belongs to.")
+    keys.pairs = {name: (pair["A"], pair["B"]) for name, pair in parts.items()}
+    return keys
 
 
 def _patterned(pattern: object, module: str) -> object:

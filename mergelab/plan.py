@@ -4,8 +4,8 @@ Only headers and configuration are read here. A Plan that exists can be merged, 
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
+from mergelab.fit import Fit, Fitted, fit, fitted, only_theirs
 from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
@@ -36,7 +37,7 @@ class OpenedExpert:
     """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
 
     name: str
-    checkpoint: Checkpoint | None  # None: the base's weights, changed by the adapter alone
+    checkpoint: Checkpoint | Fitted | None  # None: the base's weights, changed by the adapter alone
     adapter: Adapter | None
 
     def delta(self, name: str, base: Tensor) -> Delta:
@@ -107,28 +108,42 @@ class Plan:
         return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Open and check all that a recipe names; MergeError says what does not fit."""
+def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
+    """Open and check all that a recipe names; MergeError says what does not fit.
+
+    find: the folder of a source; `check` has one that fetches no weights.
+    """
     method = method_named(recipe.method)
     settings = _settings(method, recipe)
-    given = len(recipe.experts)
-    if given < method.fewest:
-        raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
-    base = _opened_base(recipe.base)
-    tied = _tied_heads(base)
-    names = sorted((n for n, entry in base.entries.items() if entry.mergeable and n not in tied), key=_model_order)
+    check_count(method, recipe)
+    base = opened_base(recipe.base, find)
+    tied, names = tied_heads(base), names_to_merge(base)
     copied = tuple(n for n, entry in base.entries.items() if not entry.mergeable)
-    experts = tuple(_opened_expert(e.source, name, base) for e, name in zip(recipe.experts, recipe.names))
-    for expert in experts:
-        _check_tensors(expert, base, names)
+    experts = tuple(opened_expert(e.source, name, base, find) for e, name in zip(recipe.experts, recipe.names))
+    fits = tuple(fit_of(expert, base, names, recipe) for expert in experts)
+    extra = _only_theirs(experts, fits, base)
+    experts = tuple(_fitted(expert, found, base) for expert, found in zip(experts, fits))
     _check_layers(recipe, names)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
-    skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
-    notes = _notes(recipe, base, experts)
+    skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
+    notes = (*_notes(recipe, base, experts), *(note for found in fits for note in found.notes))
     made = Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes)
     for name in names:
         made.weights_at(name)
     return made
+
+
+def check_count(method: MergeMethod, recipe: Recipe) -> None:
+    """MergeError if a method cannot merge so few experts."""
+    given = len(recipe.experts)
+    if given < method.fewest:
+        raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
+
+
+def names_to_merge(base: Checkpoint) -> list[str]:
+    """The base's tensors that are merged, first layers first."""
+    tied = tied_heads(base)
+    return sorted((n for n, entry in base.entries.items() if entry.mergeable and n not in tied), key=_model_order)
 
 
 def _settings(method: MergeMethod, recipe: Recipe) -> dict[str, Any]:
@@ -154,8 +169,9 @@ def _model_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _opened_base(source: str) -> Checkpoint:
-    folder = folder_of(source)
+def opened_base(source: str, find: Callable[[str], Path] = folder_of) -> Checkpoint:
+    """The base's checkpoint; MergeError if it is none that can be merged."""
+    folder = find(source)
     if is_adapter(folder):
         raise MergeError(f"'{source}' is an adapter, not a model. Name the model it was trained on as base_model.")
     base = Checkpoint(folder, source)
@@ -166,22 +182,23 @@ def _opened_base(source: str) -> Checkpoint:
     return base
 
 
-def _opened_expert(source: str, name: str, base: Checkpoint) -> OpenedExpert:
-    model, adapter = _split(source)
-    folder = folder_of(model)
+def opened_expert(source: str, name: str, base: Checkpoint, find: Callable[[str], Path] = folder_of) -> OpenedExpert:
+    """An expert, whatever its source is, upon the base; MergeError if it cannot be opened."""
+    model, adapter = split(source)
+    folder = find(model)
     if adapter is None and is_adapter(folder):
         return OpenedExpert(name, None, Adapter(folder, source, base.entries))
     same = folder.resolve() == base.folder.resolve()
     if adapter is None:
         return OpenedExpert(name, base if same else Checkpoint(folder, source), None)
-    adapter_folder = folder_of(adapter)
+    adapter_folder = find(adapter)
     if not is_adapter(adapter_folder):
         raise MergeError(f"'{adapter}' has no adapter_config.json: what stands behind '+' must be a LoRA adapter.")
     own = None if same else Checkpoint(folder, model)
     return OpenedExpert(name, own, Adapter(adapter_folder, adapter, (own or base).entries))
 
 
-def _split(source: str) -> tuple[str, str | None]:
+def split(source: str) -> tuple[str, str | None]:
     """FOLDER+ADAPTER -> (FOLDER, ADAPTER); a folder whose own name holds a '+' stays whole."""
     if "+" not in source or Path(source).expanduser().is_dir():
         return source, None
@@ -189,35 +206,33 @@ def _split(source: str) -> tuple[str, str | None]:
     return model.strip(), adapter.strip()
 
 
-def _check_tensors(expert: OpenedExpert, base: Checkpoint, names: list[str]) -> None:
-    """MergeError if an expert's own weights lack a tensor that the base has, or have it in another shape."""
-    if expert.checkpoint is None:
-        return
-    own = expert.checkpoint.entries
-    for name in names:
-        if name not in own:
-            found = f"Expert '{expert.name}' has no tensor '{name}' that the base has."
-            raise MergeError(f"{found} Was it fine-tuned from '{base.source}'?")
-        mine, wanted = list(own[name].shape), list(base.entries[name].shape)
-        if mine != wanted:
-            found = f"'{name}' is {mine} in expert '{expert.name}', but {wanted} in the base '{base.source}'."
-            raise MergeError(f"{found} Only models of one shape can be merged.")
-        if not own[name].mergeable:
-            found = f"'{name}' of expert '{expert.name}' is {own[name].dtype}"
-            raise MergeError(f"{found}: quantised weights cannot be merged. Take the unquantised model.")
+def _fitted(expert: OpenedExpert, found: Fit, base: Checkpoint) -> OpenedExpert:
+    """The expert with its weights as the base would have them; MergeError if they do not fit."""
+    if found.problems:
+        others = len(found.problems) - 1
+        more = f" (And {others} more such: `mergelab check` lists them all.)" if others else ""
+        raise MergeError(found.problems[0] + more)
+    return replace(expert, checkpoint=fitted(expert.checkpoint, base, found)) if expert.checkpoint else expert
 
 
-def _tied_heads(base: Checkpoint) -> tuple[str, ...]:
+def fit_of(expert: OpenedExpert, base: Checkpoint, names: Sequence[str], recipe: Recipe) -> Fit:
+    """How an expert's own weights fit the base's."""
+    if expert.checkpoint is None or expert.checkpoint is base:
+        return Fit()
+    return fit(expert.name, expert.checkpoint, base, names, recipe.vocabulary, recipe.missing)
+
+
+def tied_heads(base: Checkpoint) -> tuple[str, ...]:
     """Output heads that config.json ties to the embeddings: transformers neither wants nor writes them."""
     tied = base.config.get("tie_word_embeddings") is True
     return tuple(name for name in base if tied and _HEAD.search(name) and len(base) > 1)
 
 
-def _only_theirs(experts: tuple[OpenedExpert, ...], base: Checkpoint) -> dict[str, str]:
+def _only_theirs(experts: tuple[OpenedExpert, ...], fits: tuple[Fit, ...], base: Checkpoint) -> dict[str, str]:
     """Tensors that experts have and the base has not, with whose they are."""
     owners: dict[str, list[str]] = {}
-    for expert in experts:
-        for name in (expert.checkpoint or {}).keys() - base.keys():
+    for expert, found in zip(experts, fits):
+        for name in only_theirs(expert.checkpoint, base, found) if expert.checkpoint else ():
             owners.setdefault(name, []).append(f"'{expert.name}'")
     return {name: f"the base has no such tensor, only {', '.join(owners[name])}" for name in sorted(owners)}
 

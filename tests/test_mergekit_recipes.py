@@ -4,7 +4,7 @@ import json
 
 import pytest
 from making import merged
-from mergekit_numbers import LAYERS, RECIPES, RECORDED, summary, write_models
+from record_mergekit_recipes import LAYERS, RECIPES, RECORDED, summary, write_models
 
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.varying import depths, elsewhere, layer_counts, shown, value_at, with_fallback

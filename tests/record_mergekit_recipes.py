@@ -1,7 +1,7 @@
-"""Recipes and small models on which mergekit's own tensors were recorded, in mergekit.json beside this file.
+"""Recipes and small models on which mergekit's own tensors were recorded, in mergekit_recipes.json beside this file.
 
-`PYTHONPATH=. python tests/mergekit_numbers.py`, in an environment with mergekit 0.1.5, records them again: each recipe
-as it stands here and as mergelab exports it, which must come to the same.
+`PYTHONPATH=. python tests/record_mergekit_recipes.py`, in an environment with mergekit 0.1.5, records them again: each
+recipe as it stands here and as mergelab exports it, which must come to the same.
 """
 
 import json
@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-RECORDED = Path(__file__).with_name("mergekit.json")
+RECORDED = Path(__file__).with_name("mergekit_recipes.json")
 LAYERS, WIDTH, INNER, VOCABULARY = 4, 8, 12, 16
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
