@@ -1,4 +1,4 @@
-"""The lab without a browser: `python -m mergelab merge | inspect | app`. Exits with 0, or 1 and one line saying why."""
+"""The lab without a browser: `mergelab check | inspect | merge | app`. Exits with 0, or 1 and a line that says why."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from mergelab.check import check
 from mergelab.errors import MergeError
 from mergelab.merge import Progress, device_named, inspect, merge
 from mergelab.plan import plan
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended cleans up as Ctrl-C does
     try:
-        asked.verb(asked)
+        status = asked.verb(asked)
         sys.stdout.flush()
     except MergeError as error:
         print(f"mergelab: {' '.join(str(error).split())}", file=sys.stderr)
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
     verb.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: the recipe's, else the base's)")
     verb.set_defaults(verb=_merge)
+
+    verb = verbs.add_parser(
+        "check", help="say what is wrong with a recipe, and what it would take, without any weights"
+    )
+    verb.add_argument("recipe", metavar="RECIPE.yaml")
+    verb.add_argument("--json", metavar="FILE", help="write all that was found there")
+    verb.set_defaults(verb=_check)
 
     verb = verbs.add_parser("inspect", help="say what a recipe would do to each tensor, and write no model")
     _add_recipe(verb)
@@ -70,16 +79,28 @@ def _merge(asked: argparse.Namespace) -> None:
         print(f"sha256 {digest}  {file}")
 
 
+def _check(asked: argparse.Namespace) -> int:
+    found = check(Recipe.read(asked.recipe))
+    print("\n".join(found.lines()))
+    if asked.json:
+        _write(asked.json, found.to_json())
+    return 1 if found.problems else 0
+
+
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
     report = _followed(inspect(work, device_named(asked.device)), len(work.names))
     print(_table(report))
     _print_remarks(report)
     if asked.json:
-        try:
-            Path(asked.json).write_text(report.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise MergeError(f"Cannot write '{asked.json}': {error.strerror}.") from None
+        _write(asked.json, report.to_json())
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MergeError(f"Cannot write '{file}': {error.strerror}.") from None
 
 
 def _app(asked: argparse.Namespace) -> None:

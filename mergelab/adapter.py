@@ -38,7 +38,7 @@ class Adapter:
         if not self.path.is_file():
             raise MergeError(f"Adapter '{source}' has no adapter_model.safetensors (pickles are never opened).")
         _check_kind(self.config, source)
-        entries = entries_of(self.path, source)
+        self.entries = entries = entries_of(self.path, source)
         keys = _sorted_keys(entries, source)
         self.pairs, self.saved, self.magnitudes, self.biases = keys.pairs, keys.saved, keys.magnitudes, keys.biases
         shapes = {name: (entries[b].shape[0], entries[a].shape[1]) for name, (a, b) in self.pairs.items()}

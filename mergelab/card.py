@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from mergelab.method import MergeMethod
+from mergelab.provenance import front_matter
 from mergelab.recipe import Recipe
 from mergelab.report import Report
 from mergelab.varying import shown
@@ -51,9 +52,5 @@ def _shown(source: str) -> str:
 
 def _licence(base: Path) -> str:
     """The licence in the front matter of the base's own card; empty if it has none."""
-    try:
-        _, front, _ = (base / "README.md").read_text(encoding="utf-8").split("---", 2)
-        licence = (yaml.safe_load(front) or {}).get("license")
-    except (OSError, ValueError, yaml.YAMLError, AttributeError):
-        return ""
+    licence = front_matter(base).get("license")
     return licence if isinstance(licence, str) else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mergelab.assets import ASSETS, bundled
+from mergelab.check import Check, check
 from mergelab.errors import MergeError
 from mergelab.merge import device_named, inspect, merge
 from mergelab.model import Running, answer, running
@@ -98,6 +99,10 @@ class Lab:
         self.runs: Kept[Run] = Kept(12, gone=lambda run: shutil.rmtree(run.folder.parent, ignore_errors=True))
         self._models: Kept[Running] = Kept(4)
         self._scores: dict[tuple[str, str], float] = {}
+
+    def check(self, recipe: Recipe) -> Check:
+        """What can be said of a recipe without reading weights; never a MergeError."""
+        return check(recipe)
 
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
         """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""

@@ -103,9 +103,13 @@ class Plan:
             raise _broken(name, f"the base '{self.base.source}'")
         deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
-        matrix = base.dim() == 2 and base.numel() > 0
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+
+    def decomposes(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose singular directions mean something."""
+        shape = self.base.entries[name].shape
         table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
-        return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
+        return len(shape) == 2 and 0 not in shape and not table
 
 
 def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:

@@ -16,14 +16,17 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page merge plan recipe report errors",
+    "__main__": "check page merge plan recipe report errors",
     "page": "lab plots method assets recipe report varying errors",
-    "lab": "merge plan model tasks sources assets recipe report errors",
+    "lab": "check merge plan model tasks sources assets recipe report errors",
     "plots": "report",
     "__init__": "merge plan method recipe report errors",
+    "check": "estimate provenance headers plan method recipe sources vocabulary checkpoint errors",
+    "estimate": "plan adapter checkpoint method",
     "merge": "output plan method maths report errors",
     "output": "card plan checkpoint sources report errors",
-    "card": "method recipe report varying",
+    "card": "provenance method recipe report varying",
+    "provenance": "plan vocabulary",
     "plan": "fit adapter checkpoint sources methods method maths recipe varying errors",
     "model": "checkpoint errors",
     "fit": "vocabulary checkpoint errors",

@@ -129,6 +129,18 @@ def draw_form(lab: Lab) -> Form:
         )
         apply = gr.Button("Apply this text to the form", size="sm")
 
+    def checked(data: dict) -> Any:
+        """The status line of a quick look at what is picked; bundled models are analysed at once instead."""
+        if all(source in names for source in (data[form.base], *(data[form.experts] or []))):
+            return gr.skip()
+        try:
+            found = lab.check(form.recipe(data))
+        except MergeError as error:
+            return saying(str(error), "bad")
+        return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
+
+    picked = [form.base.input, form.experts.input]
+    gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
     filled = [*form.inputs, form.about, *form.groups.values()]
