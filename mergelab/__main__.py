@@ -1,4 +1,4 @@
-"""The lab without a browser: `mergelab check | inspect | merge | app`. Exits with 0, or 1 and a line that says why."""
+"""The lab without a browser, a verb each. Exits with 0, or with 1 and a line that says why."""
 
 import argparse
 import os
@@ -11,8 +11,11 @@ from pathlib import Path
 
 from mergelab.check import check
 from mergelab.errors import MergeError
+from mergelab.export import export_lora
 from mergelab.merge import Progress, device_named, inspect, merge
+from mergelab.mergekit_yaml import size
 from mergelab.plan import plan
+from mergelab.push import push
 from mergelab.recipe import DTYPES, Recipe
 from mergelab.report import Fact, Report
 
@@ -44,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(verb)
     verb.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
     verb.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: the recipe's, else the base's)")
+    verb.add_argument(
+        "--shard-size", metavar="SIZE", help="most bytes of a weight file, 5GB say (default: the base's files)"
+    )
+    verb.add_argument("--lora", type=int, metavar="RANK", help="write OUT_DIR-lora, too: the merge as an adapter")
     verb.set_defaults(verb=_merge)
 
     verb = verbs.add_parser(
@@ -58,6 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
     verb.set_defaults(verb=_inspect)
 
+    verb = verbs.add_parser("export", help="write a model as a LoRA adapter of its base, and say what that costs")
+    verb.add_argument("model", metavar="MODEL", help="a folder that mergelab has written, or any full model")
+    verb.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
+    verb.add_argument("--rank", type=int, required=True, help="of every matrix in the adapter")
+    verb.add_argument("--base", help="the model that it is an adapter of (default: that of MODEL's recipe.yaml)")
+    verb.set_defaults(verb=_export)
+
+    verb = verbs.add_parser("push", help="put a folder on the Hugging Face Hub, with HF_TOKEN or the stored login")
+    verb.add_argument("folder", metavar="FOLDER")
+    verb.add_argument("repo", metavar="OWNER/NAME")
+    verb.add_argument("--private", action="store_true", help="if the repository is made anew")
+    verb.set_defaults(verb=_push)
+
     verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")
     verb.set_defaults(verb=_app)
@@ -71,12 +91,39 @@ def _add_recipe(verb: argparse.ArgumentParser) -> None:
 
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
-    work = plan(replace(recipe, dtype=asked.dtype, out_dtype=None) if asked.dtype else recipe)
+    recipe = replace(recipe, dtype=asked.dtype, out_dtype=None) if asked.dtype else recipe
+    recipe = replace(recipe, shard_size=size(asked.shard_size, "--shard-size")) if asked.shard_size else recipe
+    work = plan(recipe)
     report = _followed(merge(work, asked.out, device_named(asked.device)), len(work.names))
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
         print(f"sha256 {digest}  {file}")
+    if asked.lora:
+        _print_export(asked.out, work.recipe.base, f"{asked.out.rstrip('/')}-lora", asked.lora)
+
+
+def _export(asked: argparse.Namespace) -> None:
+    base = asked.base or Recipe.read(Path(asked.model) / "recipe.yaml").base
+    _print_export(asked.model, base, asked.out, asked.rank)
+
+
+def _print_export(model: str, base: str, out: str, rank: int) -> None:
+    job = export_lora(model, base, out, rank)
+    while True:
+        try:
+            name, error = next(job)
+        except StopIteration as end:
+            report = end.value
+            break
+        print(f"{name}: relative error {error:.3g}")
+    for name, why in report.left_out.items():
+        print(f"not exported: {name}: {why}")
+    print(f"{out}: {len(report.errors)} matrices at rank {rank}, largest relative error {report.worst:.3g}")
+
+
+def _push(asked: argparse.Namespace) -> None:
+    print(push(asked.folder, asked.repo, private=asked.private))
 
 
 def _check(asked: argparse.Namespace) -> int:

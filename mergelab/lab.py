@@ -21,6 +21,7 @@ from mergelab.errors import MergeError
 from mergelab.merge import device_named, inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
+from mergelab.push import push
 from mergelab.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
 from mergelab.sources import folder_of
@@ -125,6 +126,10 @@ class Lab:
         run = Run(replace(recipe, settings=work.settings), report, out)
         self.runs.keep(home.name, run)
         return run
+
+    def push(self, run: Run, repo: str, token: str) -> str:
+        """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
+        return push(run.folder, repo, token=token)
 
     def run_named(self, key: str) -> Run:
         """The run kept under a key (its folder's parent); MergeError if it has been dropped since."""

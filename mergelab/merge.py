@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
+from mergelab.inputs import inputs
 from mergelab.maths.spectral import factors
 from mergelab.method import Layer, Merged
 from mergelab.output import Weights, new_folder, write_papers
@@ -59,7 +60,7 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu") -> Pr
             layers.append(layer)
             yield layer
         hashes = weights.finish()
-        report = replace(_report(plan, layers, started, device), sha256=hashes)
+        report = replace(_report(plan, layers, started, device), sha256=hashes, inputs=inputs(plan))
         write_papers(folder, plan, report)
     return report
 
@@ -143,7 +144,7 @@ def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any) 
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),
-        versions={package: version(package) for package in ("torch", "safetensors")},
+        versions={package: version(package) for package in ("torch", "numpy", "safetensors")},
     )
 
 

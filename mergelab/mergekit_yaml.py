@@ -5,6 +5,7 @@ where it counts and dropped where mergekit gives it no weight. This room opens n
 Format: https://github.com/arcee-ai/mergekit; behaviour: that of mergekit 0.1.5.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.varying import mapped, well_formed, with_fallback
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = ("float32", "float16", "bfloat16")
 KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
 KEYS += ("tokenizer_source", "chat_template", "mergelab")
@@ -166,6 +168,15 @@ def count(value: Any, where: str) -> int:
     if type(value) is not int or value < 1:
         raise MergeError(f"{where} must be a whole number, at least 1, not {value!r}.")
     return value
+
+
+def size(value: Any, where: str) -> int:
+    """Bytes: a whole number, or a text such as '5GB' (10⁹ bytes each) or '500MB'."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)B?", str(value).strip().upper())
+    found = int(float(match[1]) * _UNITS[match[2]]) if match and not isinstance(value, bool) else 0
+    if found < 1:
+        raise MergeError(f"{where} must be a number of bytes such as 5GB or 500MB, not {value!r}.")
+    return found
 
 
 def number(value: Any, where: str) -> float:

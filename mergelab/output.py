@@ -4,7 +4,6 @@ It appears whole or not at all: all is written to a hidden folder beside it, whi
 """
 
 import errno
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,9 +17,13 @@ from torch import Tensor
 from mergelab.card import model_card
 from mergelab.checkpoint import INDEX, SINGLE, Entry, ShardWriter, read_json
 from mergelab.errors import MergeError
+from mergelab.inputs import sha256
 from mergelab.plan import Plan
+from mergelab.recipe import Expert
 from mergelab.report import Report
+from mergelab.shards import sharded
 from mergelab.sources import COMPANIONS
+from mergelab.tokenizer import write_tokenizer
 
 _NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json")
 
@@ -67,6 +70,7 @@ class Weights:
         self.folder, self.plan = folder, plan
         written = {*plan.names, *plan.copied}
         entries = {n: e.cast(plan.recipe.written_dtype) for n, e in plan.base.entries.items() if n in written}
+        entries = sharded(entries, plan.recipe.shard_size)
         shards: dict[str, dict[str, Entry]] = {}
         for name, entry in entries.items():
             shards.setdefault(entry.file, {})[name] = entry
@@ -85,22 +89,32 @@ class Weights:
             size = sum(writer.size for writer in self.writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": {n: e.file for n, e in self.entries.items()}}
             _write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        return {file: _sha256(self.folder / file) for file in sorted(self.writers)}
+        return {file: sha256(self.folder / file) for file in sorted(self.writers)}
 
 
 def write_papers(folder: Path, plan: Plan, report: Report) -> None:
     """Write everything beside the weights: configuration, tokenizer, model card, recipe, report."""
     for path in _companions(plan.base.folder):
         shutil.copyfile(path, folder / path.name)
+    write_tokenizer(folder, plan.tokenizer, plan.template)
     if plan.recipe.written_dtype and (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
         config |= dict.fromkeys(keys, plan.recipe.written_dtype)
         _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    recipe = replace(plan.recipe, settings=plan.settings)
+    recipe = replace(plan.recipe, settings=plan.settings, experts=_portable(plan))
     _write_text(folder / "recipe.yaml", recipe.to_yaml())
     _write_text(folder / "report.json", report.to_json())
-    _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.base.folder))
+    _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.folders))
+
+
+def _portable(plan: Plan) -> tuple[Expert, ...]:
+    """The experts as mergekit takes them: an adapter stands behind the base that it is laid upon."""
+    alone = [expert.checkpoint is None and "+" not in e.source for e, expert in zip(plan.recipe.experts, plan.experts)]
+    return tuple(
+        replace(e, source=f"{plan.recipe.base}+{e.source}") if adapter else e
+        for e, adapter in zip(plan.recipe.experts, alone)
+    )
 
 
 def _companions(folder: Path) -> Iterator[Path]:
@@ -111,11 +125,3 @@ def _companions(folder: Path) -> Iterator[Path]:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8"))  # the same bytes on every system
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -22,7 +22,9 @@ from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
 from mergelab.sources import folder_of
+from mergelab.tokenizer import check_tokenizer, chosen_template
 from mergelab.varying import depths, layer_counts, value_at, with_fallback
+from mergelab.vocabulary import embedding_among
 
 # Rows of these tables are looked up, not multiplied: their singular directions mix unrelated tokens or positions.
 _TABLE = re.compile(
@@ -69,6 +71,14 @@ class Plan:
     copied: tuple[str, ...]
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
+    tokenizer: Path | None = None  # the folder that it is taken from; None: the base's
+    template: str | None = None  # the chat template that goes with it; None: the tokenizer's own
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the base and of every expert (of an adapter on its own: the adapter's)."""
+        own = (e.checkpoint.folder if e.checkpoint is not None else e.adapter.path.parent for e in self.experts)
+        return (self.base.folder, *own)
 
     @cached_property
     def depths(self) -> dict[str, float]:
@@ -107,9 +117,18 @@ class Plan:
 
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""
-        shape = self.base.entries[name].shape
-        table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
-        return len(shape) == 2 and 0 not in shape and not table
+        table = is_table(name) and not self.recipe.decompose_embeddings
+        return is_matrix(self.base.entries[name].shape) and not table
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor's rows are looked up: embeddings, positions, output heads."""
+    return bool(_TABLE.search(name))
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a tensor of that shape has singular values."""
+    return len(shape) == 2 and 0 not in shape
 
 
 def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
@@ -131,10 +150,23 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
     notes = (*_notes(recipe, base, experts), *(note for found in fits for note in found.notes))
-    made = Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes)
+    tokenizer, template = _tokenizer(recipe, base, experts, find)
+    made = Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes, tokenizer, template)
     for name in names:
         made.weights_at(name)
     return made
+
+
+def _tokenizer(
+    recipe: Recipe, base: Checkpoint, experts: Sequence[OpenedExpert], find: Callable[[str], Path]
+) -> tuple[Path | None, str | None]:
+    """The folder that the tokenizer comes from, and the chat template; None for what is the base's own."""
+    folder = None
+    if recipe.tokenizer_source not in (None, "base"):
+        folder, table = find(recipe.tokenizer_source), embedding_among(base.entries)
+        check_tokenizer(recipe.tokenizer_source, folder, base.folder, base.entries[table].shape[0] if table else None)
+    folders = [base.folder, *(e.checkpoint.folder for e in experts if e.checkpoint is not None)]
+    return folder, chosen_template(recipe.chat_template, folders)
 
 
 def check_count(method: MergeMethod, recipe: Recipe) -> None:

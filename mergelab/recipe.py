@@ -24,6 +24,7 @@ _EXTRAS: dict[str, Callable[[Any, str], Any]] = {
     "vocabulary": kit.one_of("refuse", "base", "common"),
     "missing": kit.one_of("refuse", "base"),
     "layers": kit.count,
+    "shard_size": kit.size,
 }
 
 
@@ -59,6 +60,7 @@ class Recipe:
     chat_template: str | None = None  # Jinja text, or 'auto': the one that most of the models have
     vocabulary: str = "refuse"  # experts with another vocabulary: refuse | base | common
     missing: str = "refuse"  # experts that lack a tensor of the base: refuse | base
+    shard_size: int | None = None  # most bytes of a written file; None keeps the base's files
     layers: int | None = None  # that a slice asked for, to be compared with what the base has
 
     @property
@@ -123,6 +125,18 @@ class Recipe:
             **({"layers": body.layers} | own if body.layers else own),
         )
 
+    @property
+    def runs_in_mergekit(self) -> bool:
+        """Whether mergekit, given this recipe, would write the same weights (but for what is drawn at random)."""
+        known = self.method in (*kit.COUNT_BASE, *kit.LEAVE_BASE)
+        sources = [expert.source for expert in self.experts]
+        return known and not self._extras() and len({*sources}) == len(sources)
+
+    def _extras(self) -> dict[str, Any]:
+        """What stands under `mergelab:`: our keys that are not at their defaults."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {key: getattr(self, key) for key in _EXTRAS if getattr(self, key) != defaults[key]}
+
     def to_dict(self) -> dict[str, Any]:
         """The same recipe in mergekit's keys; what is at its default is left out."""
         counted = self.method not in kit.COUNT_BASE or self.base in [expert.source for expert in self.experts]
@@ -132,9 +146,9 @@ class Recipe:
             data["parameters"] = dict(self.settings)
         keys = ("dtype", "out_dtype", "tokenizer_source", "chat_template")
         data |= {key: getattr(self, key) for key in keys if getattr(self, key)}
-        defaults = {f.name: f.default for f in fields(self)}
-        extras = {key: getattr(self, key) for key in _EXTRAS if getattr(self, key) != defaults[key]}
-        extras |= {} if counted else {"base_model": self.base}  # under our key: mergekit would count it as one of them
+        extras = self._extras() | (
+            {} if counted else {"base_model": self.base}
+        )  # under our key: mergekit would count it as one of them
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:

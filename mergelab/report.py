@@ -58,6 +58,7 @@ class Report:
     skipped: Mapping[str, str] = field(default_factory=dict)  # tensor -> why it was not merged
     notes: tuple[str, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)  # written weight file -> its hash
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # source -> its files' hashes, its commit
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     device: str = "cpu"

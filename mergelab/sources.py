@@ -103,6 +103,19 @@ def _what_failed(error: Exception, revision: str) -> str:
     return f"the Hub could not be reached ({type(cause).__name__})"
 
 
+def hub_failure(error: Exception) -> str:
+    """Why the Hub did not take what was sent, as the end of a sentence."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if isinstance(error, LocalTokenNotFoundError):
+        return "nobody is logged in. Use `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        login = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+        return f"the Hub answered {status}. {login}" if status in (401, 403) else f"the Hub answered {status}"
+    return f"the Hub could not be reached ({type(error).__name__})"
+
+
 def _nearby(source: str) -> str:
     """A sentence with the nearest name of a folder or a bundled model; empty if none is near."""
     parent = Path(source).expanduser().parent

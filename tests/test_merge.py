@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
 from mergelab.checkpoint import Checkpoint, ShardWriter
-from mergelab.output import _sha256
+from mergelab.inputs import sha256 as _sha256
 
 
 def weights(folder):

@@ -10,6 +10,7 @@ from mergelab.lab import Lab, Run, Score, Step, zipped
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
+from mergelab.page.push import draw_push
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
 from mergelab.varying import shown
 
@@ -31,6 +32,7 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
         headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
     )
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
+    draw_push(lab, merged, form.status)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
     with gr.Accordion("Report: a row per module and expert", open=False):
