@@ -51,27 +51,17 @@ def test_what_is_no_model_or_no_name_is_refused_before_the_hub_is_asked(out, tmp
     assert dict(os.environ) == before
 
 
-def test_the_page_has_a_push_button_only_where_one_can_log_in(monkeypatch):
+def test_the_page_pushes_with_the_visitors_login_and_draws_nothing_where_there_is_none(monkeypatch):
     import gradio as gr
 
     from mergelab.lab import Lab
-    from mergelab.page.push import draw_push
+    from mergelab.page.push import draw_push, pushed
 
-    asked = []
-    lab = Lab()
-    monkeypatch.setattr(gr, "LoginButton", lambda *label, **options: None)
+    asked, lab = [], Lab()
+    monkeypatch.delenv("OAUTH_CLIENT_ID", raising=False)
+    assert draw_push(lab, None, None) is None  # outside of a page it could draw nothing
     monkeypatch.setattr(lab, "run_named", lambda key: key)
     monkeypatch.setattr(lab, "push", lambda *given: asked.append(given) or "its address")
-
-    def drawn():
-        with gr.Blocks() as page:
-            draw_push(lab, gr.State("key"), gr.HTML())
-        return [event.fn for event in page.fns.values() if event.name == "pushed"]
-
-    assert drawn() == []
-    monkeypatch.setenv("OAUTH_CLIENT_ID", "a Space's")
-    (pushed,) = drawn()
-    assert "Log in first" in pushed("key", "me/merged", None)
-    token = gr.OAuthToken(TOKEN, "write-repos", 0)
-    said = pushed("key", " me/merged ", token)
+    assert "Log in first" in pushed(lab, "key", "me/merged", None) and asked == []
+    said = pushed(lab, "key", " me/merged ", gr.OAuthToken(TOKEN, "write-repos", 0))
     assert "Pushed: its address" in said and TOKEN not in said and asked == [("key", "me/merged", TOKEN)]

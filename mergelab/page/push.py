@@ -17,9 +17,14 @@ def draw_push(lab: Lab, merged: gr.State, status: gr.HTML) -> None:
         repo = gr.Textbox(label="Push to the Hub as", placeholder="your-name/model", scale=2)
         button = gr.Button("Push", size="sm")
 
-    def pushed(key: str, name: str, token: gr.OAuthToken | None) -> str:
-        if token is None:
-            return saying("Log in first: the merge is pushed with your own login, which is not kept.", "bad")
-        return saying(f"Pushed: {lab.push(lab.run_named(key), name.strip(), token.token)}", "good")
+    def clicked(key: str, name: str, token: gr.OAuthToken | None) -> str:  # gradio fills in the token by its type
+        return pushed(lab, key, name, token)
 
-    button.click(told(pushed), [merged, repo], status, concurrency_limit=2, **PRIVATE)
+    button.click(told(clicked), [merged, repo], status, concurrency_limit=2, **PRIVATE)
+
+
+def pushed(lab: Lab, key: str, name: str, token: gr.OAuthToken | None) -> str:
+    """Push the run of that key as `name`; the status line."""
+    if token is None:
+        return saying("Log in first: the merge is pushed with your own login, which is not kept.", "bad")
+    return saying(f"Pushed: {lab.push(lab.run_named(key), name.strip(), token.token)}", "good")
