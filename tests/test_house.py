@@ -17,9 +17,9 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "check page export push merge plan recipe mergekit_yaml report errors",
-    "page": "lab plots method assets recipe report varying errors",
+    "page": "lab plots method assets recipe mergekit_yaml report varying errors",
     "lab": "check push merge plan model tasks sources assets recipe report errors",
-    "plots": "report",
+    "plots": "report varying",
     "__init__": "merge plan method recipe report errors",
     "check": "estimate provenance headers plan method recipe sources vocabulary checkpoint errors",
     "estimate": "plan adapter checkpoint method",

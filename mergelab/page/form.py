@@ -1,17 +1,21 @@
 """The left column: everything a recipe holds, as widgets. The knobs are drawn from each method's declaration."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import gradio as gr
+import yaml
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import START, Lab
+from mergelab.mergekit_yaml import number
 from mergelab.method import METHODS, MergeMethod, Setting, Switch
+from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.recipe import DTYPES, Expert, Recipe
-from mergelab.varying import shown
+from mergelab.varying import mapped, shown, well_formed
 
 ORDER = ("star", "drm_h", "drm_v", "linear", "task_arithmetic", "ties")  # others follow, by name
 KEEP = "as the base"
@@ -26,6 +30,8 @@ class Form:
     about: gr.Markdown
     groups: dict[str, gr.Group]
     knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox]
+    overrides: gr.Dropdown
+    rest: gr.State  # what a recipe has and no widget shows
     weights: gr.Textbox
     dtype: gr.Dropdown
     embeddings: gr.Checkbox
@@ -39,6 +45,7 @@ class Form:
     def inputs(self) -> set:
         """All that a recipe is read from."""
         plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings}
+        plain |= {self.overrides, self.rest}
         return plain | set(self.knobs.values())
 
     @property
@@ -55,20 +62,28 @@ class Form:
             raise MergeError("No base is chosen. Pick the model that the experts were fine-tuned from.")
         if not sources:
             raise MergeError("No expert is chosen. Pick at least two models fine-tuned from the base.")
+        settings = {s.name: data[self.knobs[method.name, s.name]] for s in method.settings}
+        rest = data[self.rest] or {}
+        own = [rest.get("own", {}).get(source, {}) for source in sources]
         return Recipe(
             base=str(data[self.base]).strip(),
-            experts=tuple(map(Expert, sources, weights)),
+            experts=tuple(map(Expert, sources, weights, own)),
             method=method.name,
-            settings=method.checked({s.name: data[self.knobs[method.name, s.name]] for s in method.settings}),
+            settings=method.checked(with_overrides(settings, data[self.overrides] or [])),
             dtype=None if data[self.dtype] == KEEP else data[self.dtype],
             decompose_embeddings=bool(data[self.embeddings]),
+            **rest.get("fields", {}),
         )
 
     def filled(self, recipe: Recipe) -> dict[Any, Any]:
         """Updates that make the widgets say a recipe."""
         if recipe.method not in METHODS:
             raise MergeError(f"There is no merge method '{recipe.method}'.")
-        settings = METHODS[recipe.method].checked(recipe.settings)
+        method = METHODS[recipe.method]
+        settings, lines = apart(method.checked(recipe.settings))
+        settings = {
+            name: default if settings[name] is None else settings[name] for name, default in method.checked({}).items()
+        }
         weights = [shown(expert.weight) for expert in recipe.experts]
         return {
             self.base: recipe.base,
@@ -77,6 +92,8 @@ class Form:
             self.weights: "" if set(weights) <= {"1"} else ", ".join(weights),
             self.dtype: recipe.dtype or KEEP,
             self.embeddings: recipe.decompose_embeddings,
+            self.overrides: gr.update(value=lines, choices=lines),
+            self.rest: _rest(recipe),
             **{self.knobs[recipe.method, name]: value for name, value in settings.items()},
             **self.shown(recipe.method),
         }
@@ -114,6 +131,16 @@ def draw_form(lab: Lab) -> Form:
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
+    form.overrides = gr.Dropdown(
+        [],
+        value=[],
+        label="Settings for some modules alone",
+        info="Click a cell of the heatmap to set one; × takes it away.",
+        multiselect=True,
+        allow_custom_value=True,
+        elem_id="overrides",
+    )
+    form.rest = gr.State({})
     with gr.Row(elem_id="verbs"):
         form.analyse = gr.Button("Analyse", min_width=70)
         form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
@@ -173,13 +200,20 @@ def _symbol(name: str) -> str:
     return {"eta": "η (eta)", "lambda": "λ (lambda)"}.get(name, name)
 
 
-def _weights(text: str | None, count: int) -> list[float]:
-    parts = [part for part in (text or "").replace(";", ",").split(",") if part.strip()]
-    if not parts:
+def _rest(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says that no widget shows: it goes back into the recipe as it is."""
+    shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings"}
+    plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
+    return {"fields": plain, "own": {expert.source: dict(expert.settings) for expert in recipe.experts}}
+
+
+def _weights(text: str | None, count: int) -> list[Any]:
+    if not (text or "").strip():
         return [1.0] * count
     try:
-        weights = [float(part) for part in parts]
-    except ValueError:
+        weights = [well_formed(w, "A weight") for w in yaml.safe_load(f"[{text.replace(';', ',').strip().strip(',')}]")]
+        weights = [mapped(weight, lambda value: number(value, "A weight")) for weight in weights]
+    except (yaml.YAMLError, MergeError):
         raise MergeError(f"Weights must be numbers with commas between, not '{text}'.") from None
     if len(weights) != count:
         raise MergeError(f"There are {count} experts and {len(weights)} weights. Give one weight for each, or none.")

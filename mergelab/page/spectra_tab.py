@@ -10,6 +10,7 @@ from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import Lab, Step, saved_analysis, start_analysis
 from mergelab.page.form import Form
+from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.recipe import Recipe
@@ -66,6 +67,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
     heat = PlotlyPanel(plots.fact_heatmap(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
     gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
+    draw_overrides(form, modules)
     lines = PlotlyPanel(plots.spectra(start, first, eta), label="Spectra", elem_id="lines", height=360)
     gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
     with gr.Column(visible=False) as joint_part:
@@ -132,7 +134,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
 
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input]
+    changes = [form.method.input, form.experts.input, form.base.input, form.overrides.change]
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()
