@@ -17,7 +17,7 @@ format: $(VENV)/test
 assets: $(VENV)/test  ## train the bundled experts again (minutes), then analyse the first recipe
 	$(BIN)/pip install -q -r assets/train/requirements.txt
 	$(BIN)/python assets/train/train_numbers.py
-	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --json assets/analyses/numbers-star.json >/dev/null
+	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --diagnose --json assets/analyses/numbers-star.json >/dev/null
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("inspect", help="say what a recipe would do to each tensor, and write no model")
     _add_recipe(verb)
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
+    verb.add_argument("--diagnose", action="store_true", help="rounding, overlap and sign conflicts, too: costs more")
     verb.set_defaults(verb=_inspect)
 
     verb = verbs.add_parser("export", help="write a model as a LoRA adapter of its base, and say what that costs")
@@ -136,7 +137,7 @@ def _check(asked: argparse.Namespace) -> int:
 
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
-    report = _followed(inspect(work, device_named(asked.device)), len(work.names))
+    report = _followed(inspect(work, device_named(asked.device), asked.diagnose), len(work.names))
     print(_table(report))
     _print_remarks(report)
     if asked.json:

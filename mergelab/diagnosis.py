@@ -3,7 +3,7 @@
 Costs a factorisation of every expert's matrices, so it is done only when asked for (`inspect --diagnose`, the page).
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from statistics import median
 
 import torch
@@ -67,8 +67,8 @@ def _energy_inside(delta: Tensor, found: Factors) -> float:
     return float((leading.T @ delta if found.left else delta @ leading).square().sum())
 
 
-def remarks(layers: Sequence[LayerReport], experts: Sequence[str]) -> tuple[str, ...]:
-    """Sentences on experts that lie implausibly far from the base, or equal it nearly everywhere."""
+def remarks(layers: Sequence[LayerReport], experts: Sequence[str], known: Container[str] = ()) -> tuple[str, ...]:
+    """Sentences on experts that lie implausibly far from the base, or equal it; not on those known to be the base."""
     matrices = [layer for layer in layers if layer.decomposed and "change" in layer.facts]
     said = []
     for i, expert in enumerate(experts):
@@ -78,9 +78,6 @@ def remarks(layers: Sequence[LayerReport], experts: Sequence[str]) -> tuple[str,
                 f"Expert '{expert}' lies {far:.2g} of the base's own size away from it (median over the matrices). "
                 "Fine-tunes rarely move by more than 0.3; unrelated models lie near 1.4. Is this its base?"
             )
-        equal = sum(expert in layer.equal_to_base for layer in layers)
-        if equal == len(layers) > 0:
+        if layers and expert not in known and all(expert in layer.equal_to_base for layer in layers):
             said.append(f"Expert '{expert}' equals the base in every tensor.")
-        elif equal:
-            said.append(f"Expert '{expert}' equals the base in {equal} of {len(layers)} tensors.")
     return tuple(said)

@@ -110,7 +110,9 @@ class Lab:
         work = plan(recipe)
         full = replace(recipe, settings=work.settings)
         if full.hash not in self.analyses:
-            self.analyses.keep(full.hash, (yield from _counted(inspect(work, self._device()), len(work.names))))
+            self.analyses.keep(
+                full.hash, (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names)))
+            )
         return self.analyses[full.hash]
 
     def merge(self, recipe: Recipe) -> Generator[Step, None, Run]:

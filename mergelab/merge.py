@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergelab.diagnosis import diagnosis, remarks
 from mergelab.errors import MergeError
 from mergelab.inputs import inputs
 from mergelab.maths.spectral import factors
@@ -41,10 +42,10 @@ def device_named(name: str = "auto") -> torch.device:
         raise MergeError(f"Device '{name}' cannot be used on this machine. Use '--device auto', or 'cpu'.") from None
 
 
-def inspect(plan: Plan, device: torch.device | str = "cpu") -> Progress:
-    """Measure what the recipe would do, spectra included; write nothing."""
+def inspect(plan: Plan, device: torch.device | str = "cpu", diagnose: bool = False) -> Progress:
+    """Measure what the recipe would do, spectra included; write nothing. diagnose: more facts, at more cost."""
     started, layers = time.monotonic(), []
-    for _, layer in _walked(plan, device, curves=True):
+    for _, layer in _walked(plan, device, curves=True, diagnose=diagnose):
         layers.append(layer)
         yield layer
     return _report(plan, layers, started, device)
@@ -65,13 +66,19 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu") -> Pr
     return report
 
 
-def _walked(plan: Plan, device: torch.device | str, curves: bool) -> Iterator[tuple[Tensor, LayerReport]]:
+def _walked(
+    plan: Plan, device: torch.device | str, curves: bool, diagnose: bool = False
+) -> Iterator[tuple[Tensor, LayerReport]]:
     """Each tensor in turn: merged, and what there is to say of it."""
     for name in plan.names:
         with _one_thread():
             layer = plan.layer(name, device)
             merged = _merged(plan, layer)
-            done = layer.base + merged.delta, _measured(layer, merged, plan, curves)
+            measured = _measured(layer, merged, plan, curves)
+            if diagnose:
+                found = diagnosis(layer, merged, plan.written_dtype(name))
+                measured = replace(measured, facts={**measured.facts, **found, **merged.facts})
+            done = layer.base + merged.delta, measured
         yield done
 
 
@@ -135,12 +142,13 @@ def _mean_cosine(deltas: Tensor, norms: list[float]) -> float:
 
 
 def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any) -> Report:
+    known = [expert.name for expert in plan.experts if expert.checkpoint is plan.base]
     return Report(
         recipe=replace(plan.recipe, settings=plan.settings).to_dict(),
         experts=plan.recipe.names,
         layers=tuple(layers),
         skipped=dict(plan.skipped),
-        notes=plan.notes,
+        notes=(*plan.notes, *remarks(layers, plan.recipe.names, known)),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),

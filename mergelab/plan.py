@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
-from mergelab.checkpoint import Checkpoint
+from mergelab.checkpoint import FLOATS, Checkpoint
 from mergelab.errors import MergeError
 from mergelab.fit import Fit, Fitted, fit, fitted, only_theirs
 from mergelab.maths.spectral import Delta, LowRank, dense
@@ -73,6 +73,10 @@ class Plan:
     notes: tuple[str, ...]
     tokenizer: Path | None = None  # the folder that it is taken from; None: the base's
     template: str | None = None  # the chat template that goes with it; None: the tokenizer's own
+
+    def written_dtype(self, name: str) -> torch.dtype:
+        """The number format that a merged tensor is written in."""
+        return FLOATS[self.base.entries[name].cast(self.recipe.written_dtype).dtype]
 
     @property
     def folders(self) -> tuple[Path, ...]:
