@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mergelab.checkpoint import Entry, entries_of, opened, read_json
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, brief
 from mergelab.maths.spectral import LowRank
 
 _PREFIX = "base_model.model."
@@ -24,6 +24,7 @@ _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
 _BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")  # of a LoRA with `lora_bias`
 _SAVED = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<kind>weight|bias)")
+_REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # such patterns can take for ever to match
 _INEXACT = ("use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "kasa_config", "arrow_config")
 _INEXACT += ("monteclora_config", "target_parameters", "trainable_token_indices")
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's own weights
@@ -88,7 +89,7 @@ class Adapter:
         alpha = _patterned(self.config.get("alpha_pattern"), name.removesuffix(".weight"))
         alpha = self.config.get("lora_alpha", 8) if alpha is None else alpha
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:
-            raise MergeError(f"Adapter '{self.source}' has no usable lora_alpha for '{name}': {alpha!r}.")
+            raise MergeError(f"Adapter '{self.source}' has no usable lora_alpha for '{name}': {brief(alpha)}.")
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _is_flipped(self, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -174,6 +175,10 @@ def _sorted_keys(entries: Mapping[str, Entry], source: str) -> _Keys:
 def _patterned(pattern: object, module: str) -> object:
     """PEFT's rule: the first key of a pattern that matches the end of a module's name wins; None if none does."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        if len(key) > 300 or len(_REPEATS.findall(key)) > 2 or _NESTED.search(key):
+            raise MergeError(
+                f"The adapter's alpha_pattern {brief(key)} repeats parts of a name in too many ways to try."
+            )
         try:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value

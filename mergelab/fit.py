@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergelab.checkpoint import Checkpoint, Entry
-from mergelab.errors import did_you_mean
+from mergelab.errors import brief, did_you_mean
 from mergelab.vocabulary import differing_rows, embedding_among, has_row_per_token, tokens_of
 
 _MANY = 0.01  # tokenizers that differ in more than this share of their common rows are two tokenizers
@@ -163,8 +163,8 @@ def _check_tokens(
         return
     common, rows = difference
     mine, theirs = tokens_of(own.folder) or {}, tokens_of(base.folder) or {}
-    first, whose = rows[0], f"in expert '{expert}', and {theirs[rows[0]]!r} in the base"
-    said = f"Row {first} of the embeddings is {mine[first]!r} {whose}"
+    first, whose = rows[0], f"in expert '{expert}', and {brief(theirs[rows[0]])} in the base"
+    said = f"Row {first} of the embeddings is {brief(mine[first])} {whose}"
     if len(rows) <= _MANY * common:
         found.notes.append(f"{said}; {len(rows)} of {common} rows mean another token.")
     elif vocabulary == "base":

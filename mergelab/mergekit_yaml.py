@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.varying import mapped, well_formed, with_fallback
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -139,50 +139,55 @@ def check_keys(data: Any, known: Iterable[str], where: str) -> None:
         if key not in known:
             if key in _NOT_OURS:
                 raise MergeError(f"{where}: mergelab does not do mergekit's '{key}'; {_NOT_OURS[key]}.")
-            raise MergeError(f"{where} has an unknown key '{key}'. {did_you_mean(key, known)}")
+            raise MergeError(f"{where} has an unknown key {_quoted(key)}. {did_you_mean(key, known)}")
+
+
+def _quoted(key: Any) -> str:
+    return brief(key) if isinstance(key, str) else f"'{brief(key)}'"
 
 
 def mapping(data: Any, where: str) -> dict[str, Any]:
     """A mapping with texts for keys; empty for nothing."""
     if data is not None and not isinstance(data, dict):
         raise MergeError(f"{where} must be a mapping of names to values, not {kind(data)}.")
-    return {str(key): value for key, value in (data or {}).items()}
+    return {key if isinstance(key, str) else brief(key): value for key, value in (data or {}).items()}
 
 
 def text(value: Any, where: str) -> str:
     """A text that is not blank."""
     if not isinstance(value, str) or not value.strip():
-        raise MergeError(f"{where} must be the name of something, not {value!r}.")
+        raise MergeError(f"{where} must be the name of something, not {brief(value)}.")
     return value.strip()
 
 
 def flag(value: Any, where: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise MergeError(f"{where} must be true or false, not {value!r}.")
+        raise MergeError(f"{where} must be true or false, not {brief(value)}.")
     return value
 
 
 def count(value: Any, where: str) -> int:
     """A whole number, at least 1."""
     if type(value) is not int or value < 1:
-        raise MergeError(f"{where} must be a whole number, at least 1, not {value!r}.")
+        raise MergeError(f"{where} must be a whole number, at least 1, not {brief(value)}.")
     return value
 
 
 def size(value: Any, where: str) -> int:
     """Bytes: a whole number, or a text such as '5GB' (10⁹ bytes each) or '500MB'."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)B?", str(value).strip().upper())
-    found = int(float(match[1]) * _UNITS[match[2]]) if match and not isinstance(value, bool) else 0
+    words = brief(value).strip("'\"").strip().upper()
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)B?", words)
+    found = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if found < 1:
-        raise MergeError(f"{where} must be a number of bytes such as 5GB or 500MB, not {value!r}.")
+        raise MergeError(f"{where} must be a number of bytes such as 5GB or 500MB, not {brief(value)}.")
     return found
 
 
 def number(value: Any, where: str) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-        raise MergeError(f"{where} must be a number, not {value!r}.")
+        raise MergeError(f"{where} must be a number, not {brief(value)}.")
     return float(value)
 
 
@@ -191,7 +196,7 @@ def one_of(*known: str) -> Callable[[Any, str], str]:
 
     def checked(value: Any, where: str) -> str:
         if value not in known:
-            raise MergeError(f"{where} must be one of {', '.join(known)}, not {value!r}.")
+            raise MergeError(f"{where} must be one of {', '.join(known)}, not {brief(value)}.")
         return value
 
     return checked
@@ -200,10 +205,10 @@ def one_of(*known: str) -> Callable[[Any, str], str]:
 def dtype(value: Any, where: str) -> str | None:
     """The name of a number format, or None."""
     if value is not None and value not in DTYPES:
-        raise MergeError(f"{where}: unknown dtype {value!r}. {did_you_mean(value, DTYPES)}")
+        raise MergeError(f"{where}: unknown dtype {brief(value)}. {did_you_mean(value, DTYPES)}")
     return value
 
 
 def kind(value: Any) -> str:
     """What a YAML value is, in words."""
-    return {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}.get(type(value), repr(value))
+    return {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}.get(type(value)) or brief(value)

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.maths import spectral
 from mergelab.maths.spectral import Delta, Factors
 from mergelab.report import Fact
@@ -113,11 +113,13 @@ class Setting:
     def _checked(self, value: Any, method: str) -> Any:
         if isinstance(self.knob, Switch):
             if not isinstance(value, bool):
-                raise MergeError(f"'{self.name}' of {method} must be true or false, not {value!r}.")
+                raise MergeError(f"'{self.name}' of {method} must be true or false, not {brief(value)}.")
             return value
         low, high = self.knob.low, self.knob.high
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # NaN too
-            raise MergeError(f"'{self.name}' of {method} must be a number from {low:g} to {high:g}, not {value!r}.")
+            raise MergeError(
+                f"'{self.name}' of {method} must be a number from {low:g} to {high:g}, not {brief(value)}."
+            )
         return float(value)
 
 

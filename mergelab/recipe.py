@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mergelab import mergekit_yaml as kit
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, brief
 from mergelab.mergekit_yaml import DTYPES as DTYPES  # a recipe's words, for those who offer them
 
 # Our keys under `mergelab:`, each a field of Recipe, and what its value must be. All but base_model have a default.
@@ -185,7 +185,7 @@ def _template(value: Any, where: str) -> str | None:
         return None
     words = kit.text(value, f"{where}: 'chat_template'")
     if words != "auto" and "{" not in words:
-        raise MergeError(f"{where}: 'chat_template' must be 'auto' or a template's own Jinja text, not {words!r}.")
+        raise MergeError(f"{where}: 'chat_template' must be 'auto' or a template's own Jinja text, not {brief(words)}.")
     return words
 
 

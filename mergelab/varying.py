@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import yaml
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError, brief, did_you_mean
 
 Scalar = Union[bool, int, float, str]
 _INDEX = re.compile(r"^(?P<stack>.*?(?:^|\.))(?P<index>\d+)\.")  # the first number in a tensor's name counts its layers
@@ -23,7 +23,7 @@ def well_formed(setting: Any, where: str) -> Any:
         return setting
     entries = [setting] if isinstance(setting, dict) else setting
     if not isinstance(entries, list) or not entries:
-        raise MergeError(f"{where} must be a value, a list of values, or a list of filters, not {setting!r}.")
+        raise MergeError(f"{where} must be a value, a list of values, or a list of filters, not {brief(setting)}.")
     if all(isinstance(entry, Scalar) for entry in entries):
         return list(entries)
     return [_filter(entry, where) for entry in entries]
@@ -31,17 +31,17 @@ def well_formed(setting: Any, where: str) -> Any:
 
 def _filter(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise MergeError(f"{where}: {entry!r} stands among filters; write it as {{value: {entry!r}}}.")
+        raise MergeError(f"{where}: {brief(entry)} stands among filters; write it as {{value: {brief(entry)}}}.")
     for key in entry:
         if key not in ("filter", "value"):
             hint = did_you_mean(key, ("filter", "value"))
             raise MergeError(f"{where}: an entry of a filter list has an unknown key '{key}'. {hint}")
     text, value = entry.get("filter"), entry.get("value")
     if text is not None and not isinstance(text, str):
-        raise MergeError(f"{where}: 'filter' must be a part of a tensor's name, not {text!r}.")
+        raise MergeError(f"{where}: 'filter' must be a part of a tensor's name, not {brief(text)}.")
     plain = isinstance(value, list) and value and all(isinstance(item, Scalar) for item in value)
     if not plain and not isinstance(value, Scalar):
-        raise MergeError(f"{where}: a filter needs a 'value', a number or a list of numbers, not {value!r}.")
+        raise MergeError(f"{where}: a filter needs a 'value', a number or a list of numbers, not {brief(value)}.")
     return ({} if text is None else {"filter": text}) | {"value": value}
 
 
