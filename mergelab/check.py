@@ -14,7 +14,7 @@ from typing import Any
 
 from mergelab.checkpoint import Checkpoint, Entry
 from mergelab.errors import MergeError
-from mergelab.estimate import Estimate, estimate
+from mergelab.estimate import Estimate, estimate, is_spectral
 from mergelab.headers import headers_of
 from mergelab.method import MergeMethod, method_named
 from mergelab.plan import OpenedExpert, check_count, fit_of, names_to_merge, opened_base, opened_expert, plan, split
@@ -120,8 +120,10 @@ def _check(recipe: Recipe, find: Callable[[str], Path]) -> Check:
     notes = [doubt for _, _, expert in opened if expert for doubt in doubts(expert, base, recipe.base)]
     if work is None:
         return Check(recipe.to_dict(), tuple(dict.fromkeys(problems)), tuple(notes), tuple(models))
-    decomposed = sum(work.decomposes(name) for name in work.names)
-    merged = {f"{work.method.title}, decomposed": decomposed, "entry by entry": len(work.names) - decomposed}
+    title, matrices = work.method.title, sum(work.decomposes(name) for name in work.names)
+    rest = len(work.names) - matrices
+    merged = {f"{title}, by singular directions": matrices, f"{title}, by entries": rest}
+    merged = merged if is_spectral(work.method) else {title: len(work.names)}
     notes = tuple(dict.fromkeys([*work.notes, *notes]))
     return Check(recipe.to_dict(), (), notes, tuple(models), merged, dict(work.skipped), estimate(work))
 
