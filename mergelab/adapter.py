@@ -60,26 +60,33 @@ class Adapter:
         """The model that the adapter says it was trained on."""
         return str(self.config.get("base_model_name_or_path") or "")
 
-    def delta(self, name: str, base: Tensor) -> LowRank | Tensor:
-        """What the adapter adds to a tensor that it touches, in the dtype of that tensor (base)."""
-        whole = self._read(self.saved[name]).to(base) - base if name in self.saved else None
+    def delta(self, name: str, base: Tensor, rows: slice | None = None) -> LowRank | Tensor:
+        """What the adapter adds to a tensor that it touches, or to some rows. base: those rows, in the wanted dtype."""
+        whole = _rows(self._read(self.saved[name]), rows).to(base) - base if name in self.saved else None
         if name in self.biases:
-            added = self._read(self.biases[name]).to(base) * self._scales[name.removesuffix("bias") + "weight"]
+            bias = _rows(self._read(self.biases[name]), rows).to(base)
+            added = bias * self._scales[name.removesuffix("bias") + "weight"]
             return added if whole is None else whole + added
         if name not in self.pairs:
             return whole
         a, b = (self._read(key).to(base) for key in self.pairs[name])  # (r, in), (out, r)
         lifted = b * self._scales[name]
-        low_rank = LowRank(a.T, lifted.T) if name in self._flipped else LowRank(lifted, a)
+        left, right = (a.T, lifted.T) if name in self._flipped else (lifted, a)
+        low_rank = LowRank(_rows(left, rows), right)
         if name in self.magnitudes:
-            return self._rescaled(name, base if whole is None else base + whole, low_rank) - base
+            return self._rescaled(name, base if whole is None else base + whole, low_rank, rows) - base
         return low_rank if whole is None else whole + low_rank.dense()
 
-    def _rescaled(self, name: str, start: Tensor, change: LowRank) -> Tensor:
+    def needs_all_rows(self, name: str) -> bool:
+        """Whether a few rows of a tensor cannot be had without the others: DoRA's lengths go down its columns."""
+        return name in self.magnitudes and name in self._flipped
+
+    def _rescaled(self, name: str, start: Tensor, change: LowRank, rows: slice | None) -> Tensor:
         """DoRA's weights: every output's row of start + change, brought to its trained length."""
         moved, across = start + change.dense(), 0 if name in self._flipped else 1
         length = torch.linalg.vector_norm(moved, dim=across, keepdim=True)
-        return moved * (self._read(self.magnitudes[name]).to(start).flatten().unsqueeze(across) / length)
+        trained = self._read(self.magnitudes[name]).to(start).flatten()
+        return moved * ((_rows(trained, rows) if across else trained).unsqueeze(across) / length)
 
     def _read(self, key: str) -> Tensor:
         with opened(self.path, self.source) as file:
@@ -112,6 +119,10 @@ class Adapter:
         if name not in shapes or math.prod(shape) != shapes[name][0]:
             found = f"The magnitude of '{name}' has the shape {list(shape)}"
             raise MergeError(f"Adapter '{self.source}' is broken: {found}, which fits no pair A, B in it.")
+
+
+def _rows(tensor: Tensor, rows: slice | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
 
 
 def is_adapter(folder: Path) -> bool:

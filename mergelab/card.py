@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from mergelab.method import MergeMethod
+from mergelab.method import MergeMethod, step_named
 from mergelab.provenance import front_matter
 from mergelab.recipe import Recipe
 from mergelab.report import Report
@@ -23,7 +23,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
     licences = {_shown(s): licence for s, folder in zip(_sources(recipe), folders) if (licence := _licence(folder))}
     front |= {"license": _licence(folders[0])} if _licence(folders[0]) else {}
     front |= {"license": "other"} if len({*licences.values()}) > 1 else {}
-    paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    steps = "".join(f" After it {_cited(step)}" for step in map(step_named, recipe.then))
     experts = "\n".join(f"- `{_shown(e.source)}`, weight {shown(e.weight)}" for e in recipe.experts)
     left_out = "\n".join(f"- `{name}`: {why}" for name, why in report.skipped.items()) or "Nothing."
     remarks = "".join(f"- {note}\n" for note in (*report.notes, *_licence_note(licences)))
@@ -32,7 +32,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
 
 # A merge of {len(recipe.experts)} experts by {method.title}
 
-Made with mergelab. Method: **{method.title}**{paper}: {method.summary}
+Made with mergelab. Method: {_cited(method)}{steps}
 
 Base: `{_shown(recipe.base)}`. Experts:
 
@@ -65,6 +65,11 @@ def _licence_note(licences: dict[str, str]) -> list[str]:
     return [f"The licences differ ({said}). See to it that yours may follow from all."] * (
         len({*licences.values()}) > 1
     )
+
+
+def _cited(method: MergeMethod) -> str:
+    paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    return f"**{method.title}**{paper}: {method.summary}"
 
 
 def _shown(source: str) -> str:

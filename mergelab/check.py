@@ -146,7 +146,7 @@ def _check_method(recipe: Recipe, problems: list[str]) -> None:
     for expert, name in zip(recipe.experts, recipe.names):
         for key, value in expert.settings.items():
             _attempt(lambda k=key, v=value, n=name: method.checked_own({k: v}, n), problems)
-    _attempt(lambda: check_count(method, recipe), problems)
+    _attempt(lambda: check_count(method, len(recipe.experts)), problems)
 
 
 def _model(source: str, name: str, base: Checkpoint, own: Any, expert: OpenedExpert | None) -> Model:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.signs import conflict_share
-from mergelab.maths.spectral import Factors, dense, effective_rank, rank_keeping
+from mergelab.maths.spectral import Factors, dense, effective_rank, no_vectors, rank_keeping
 from mergelab.method import Layer, Merged
 from mergelab.report import Fact, LayerReport
 
@@ -27,7 +27,7 @@ def diagnosis(layer: Layer, merged: Merged, dtype: torch.dtype) -> dict[str, Fac
         "sign conflicts": conflict_share(layer.dense),
     }
     if layer.decompose:
-        facts["effective rank"] = tuple(effective_rank(found.values) for found in layer.factors)
+        facts["effective rank"] = tuple(effective_rank(found.values) for found in layer.factors(no_vectors))
         facts["subspace overlap"] = overlaps(layer)
     return facts
 
@@ -54,16 +54,20 @@ def overlaps(layer: Layer) -> tuple[float, ...]:
     expert, or a change of zero, it is 0.
     """
     energies = [float(dense(delta).double().square().sum()) for delta in layer.deltas]
-    shares = []
+    factors, shares = layer.factors(_leading), []
     for i, energy in enumerate(energies):
-        others = [f for j, f in enumerate(layer.factors) if j != i and len(f.values)]
+        others = [found for j, found in enumerate(factors) if j != i and len(found.values)]
         inside = [_energy_inside(dense(layer.deltas[i]).double(), found) for found in others]
         shares.append(sum(inside) / len(inside) / energy if inside and energy else 0.0)
     return tuple(shares)
 
 
+def _leading(values: Tensor) -> int:
+    return rank_keeping(values, _HALF) if len(values) else 0
+
+
 def _energy_inside(delta: Tensor, found: Factors) -> float:
-    leading = found.vectors[:, : rank_keeping(found.values, _HALF)]
+    leading = found.vectors[:, : _leading(found.values)].double()
     return float((leading.T @ delta if found.left else delta @ leading).square().sum())
 
 

@@ -23,7 +23,7 @@ def brief(value: object) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A closing sentence for an error about a name: the nearest known name, or all of them."""
     known = sorted(known)
-    near = get_close_matches(_word(word), known, n=1, cutoff=0.6)
+    near = get_close_matches(_word(word), known, n=1, cutoff=0.65)
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Known are: {', '.join(known)}." if known else ""

@@ -87,7 +87,7 @@ def _unfit(name: str, delta: Tensor, base: Checkpoint) -> str:
 
 def _pair(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """A (r, in) and B (out, r) in float32, and the relative error of B A."""
-    found = factors(delta)
+    found = factors(delta, lambda values: rank)
     vectors = found.vectors[:, :rank]
     b, a = (vectors, vectors.T @ delta) if found.left else (delta @ vectors, vectors.T)
     b, a = b.float().contiguous(), a.float().contiguous()

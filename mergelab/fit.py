@@ -46,13 +46,16 @@ class Fitted(Mapping[str, Tensor]):
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some rows of it."""
-        has = self.fit.rows.get(name)
-        tensor = self.base[name] if has is not None else self.own[self.fit.renamed.get(name, name)]
-        if has:
-            own = self.own[self.fit.renamed.get(name, name)][:has]
-            wide = torch.promote_types(own.dtype, tensor.dtype)
-            tensor = torch.cat([own.to(wide), tensor[has:].to(wide)])
-        return tensor if rows is None else tensor[rows]
+        has, called = self.fit.rows.get(name), self.fit.renamed.get(name, name)
+        if has is None:
+            return self.own.read(called, rows)
+        theirs = self.base.read(name, rows)
+        start = rows.start or 0 if rows else 0
+        if not (count := max(0, min(has - start, len(theirs) if theirs.dim() else 0))):
+            return theirs
+        mine = self.own.read(called, slice(start, start + count))
+        wide = torch.promote_types(mine.dtype, theirs.dtype)
+        return torch.cat([mine.to(wide), theirs[count:].to(wide)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

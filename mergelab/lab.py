@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from mergelab.assets import ASSETS, bundled
 from mergelab.check import Check, check
+from mergelab.devices import device_named
 from mergelab.errors import MergeError
-from mergelab.merge import device_named, inspect, merge
+from mergelab.merge import inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
 from mergelab.push import push

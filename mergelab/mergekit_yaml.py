@@ -184,6 +184,20 @@ def size(value: Any, where: str) -> int:
     return found
 
 
+def seed(value: Any, where: str) -> int:
+    """What randomness starts from."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise MergeError(f"{where} must be a whole number from 0 up, not {brief(value)}.")
+    return value
+
+
+def steps(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """What is done after the merge: a step's name, or a mapping from names to settings."""
+    where = where.replace("'", "")
+    named = {value: None} if isinstance(value, str) else mapping(value, where)
+    return {name: mapping(given, f"{where}, {name}") for name, given in named.items()}
+
+
 def number(value: Any, where: str) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:

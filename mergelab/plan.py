@@ -15,11 +15,14 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
+from mergelab.align.calibration import bundled_batches
+from mergelab.align.opened import InCoordinates
 from mergelab.checkpoint import FLOATS, Checkpoint
 from mergelab.errors import MergeError
 from mergelab.fit import Fit, Fitted, fit, fitted, only_theirs
+from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
-from mergelab.method import Layer, MergeMethod, method_named
+from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.recipe import Recipe
 from mergelab.sources import folder_of
 from mergelab.tokenizer import check_tokenizer, chosen_template
@@ -39,23 +42,40 @@ class OpenedExpert:
     """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
 
     name: str
-    checkpoint: Checkpoint | Fitted | None  # None: the base's weights, changed by the adapter alone
+    # None: the base's weights, changed by the adapter alone
+    checkpoint: Checkpoint | Fitted | InCoordinates | None
     adapter: Adapter | None
 
-    def delta(self, name: str, base: Tensor) -> Delta:
-        """Expert minus base for one tensor, in the base's dtype; MergeError if it is not finite."""
-        delta = self._delta(name, base)
+    def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
+        """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
+
+        stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
+        """
+        delta = self._delta(name, stored, base, rows)
         parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
-        if not all(torch.isfinite(part).all() for part in parts):
+        if not all(map(finite, parts)):
             raise _broken(name, f"expert '{self.name}'")
         return delta
 
-    def _delta(self, name: str, base: Tensor) -> Delta:
-        full = self.checkpoint[name].to(base.dtype) - base if self.checkpoint else None
+    def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
+        if isinstance(self.checkpoint, InCoordinates):
+            return self._aligned(self.checkpoint, name, base, rows) - base
+        own = self.checkpoint.read(name, rows) if self.checkpoint else stored
+        same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
+        full = unmoved(base) if same else own.to(base.dtype) - base
         if self.adapter is None or name not in self.adapter:
-            return torch.zeros_like(base) if full is None else full
-        change = self.adapter.delta(name, base if full is None else base + full)
-        return change if full is None else full + dense(change)
+            return full
+        change = self.adapter.delta(name, base if same else base + full, rows)
+        return change if same else full + dense(change)
+
+    def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
+        """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
+        part = None if view.mixes_rows(name) else rows
+        own = view.expert.read(name, part).to(base.dtype)
+        if self.adapter is not None and name in self.adapter:
+            own = own + dense(self.adapter.delta(name, own, part))
+        moved = view.alignment.applied(name, own)
+        return moved if part == rows else moved[rows]
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,7 @@ class Plan:
     copied: tuple[str, ...]
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
+    steps: tuple[tuple[MergeMethod, Mapping[str, Any]], ...] = ()  # what is done after the method, with what settings
     tokenizer: Path | None = None  # the folder that it is taken from; None: the base's
     template: str | None = None  # the chat template that goes with it; None: the tokenizer's own
 
@@ -109,20 +130,35 @@ class Plan:
                 raise MergeError(f"The weight of expert '{expert}' has no filter that is for '{name}'. {hint}")
         return weights
 
-    def layer(self, name: str, device: torch.device | str) -> Layer:
-        """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
-        stored = self.base[name]
-        base = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        if not torch.isfinite(base).all():
+    @property
+    def alignment(self) -> dict[str, dict[str, Any]]:
+        """What was found for each expert that is aligned, by its name; matches them now if no tensor was read yet."""
+        views = {expert.name: expert.checkpoint for expert in self.experts}
+        return {name: view.facts() for name, view in views.items() if isinstance(view, InCoordinates)}
+
+    def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
+        """Read one tensor of the base and of every expert, or some rows of it.
+
+        MergeError names who holds NaN or an infinity.
+        """
+        stored = self.base.read(name, rows)
+        if not finite(stored):
             raise _broken(name, f"the base '{self.base.source}'")
-        deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
+        base = widened(stored)
+        deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
-        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+        named = {"experts": self.recipe.names, "seed": self.recipe.seed}
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
 
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""
         table = is_table(name) and not self.recipe.decompose_embeddings
         return is_matrix(self.base.entries[name].shape) and not table
+
+
+def widened(stored: Tensor) -> Tensor:
+    """A tensor in the dtype that it is merged in: float32, or float64 where it is stored so."""
+    return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
 
 def is_table(name: str) -> bool:
@@ -142,7 +178,10 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     """
     method = method_named(recipe.method)
     settings = _settings(method, recipe)
-    check_count(method, recipe)
+    steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
+    if method.base_apart:  # recipes for mergekit often list the base among the models
+        recipe = replace(recipe, experts=tuple(expert for expert in recipe.experts if expert.source != recipe.base))
+    check_count(method, len(recipe.experts))
     base = opened_base(recipe.base, find)
     tied, names = tied_heads(base), names_to_merge(base)
     copied = tuple(n for n, entry in base.entries.items() if not entry.mergeable)
@@ -150,12 +189,14 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     fits = tuple(fit_of(expert, base, names, recipe) for expert in experts)
     extra = _only_theirs(experts, fits, base)
     experts = tuple(_fitted(expert, found, base) for expert, found in zip(experts, fits))
+    experts = tuple(_aligned(expert, base, recipe) for expert in experts)
     _check_layers(recipe, names)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
     notes = (*_notes(recipe, base, experts), *(note for found in fits for note in found.notes))
     tokenizer, template = _tokenizer(recipe, base, experts, find)
-    made = Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes, tokenizer, template)
+    found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
+    made = Plan(recipe, method, settings, base, experts, *found)
     for name in names:
         made.weights_at(name)
     return made
@@ -173,11 +214,15 @@ def _tokenizer(
     return folder, chosen_template(recipe.chat_template, folders)
 
 
-def check_count(method: MergeMethod, recipe: Recipe) -> None:
-    """MergeError if a method cannot merge so few experts."""
-    given = len(recipe.experts)
+def check_count(method: MergeMethod, given: int) -> None:
+    """MergeError if a method cannot merge so few or so many experts."""
+    beside = " beside the base" if method.base_apart else ""
     if given < method.fewest:
-        raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
+        raise MergeError(f"{method.title} needs at least {method.fewest} experts{beside}, and the recipe has {given}.")
+    if method.most and given > method.most:
+        wanted = f"the base with {method.most} other model" if method.most == 1 else f"{method.most} models{beside}"
+        hint = "Take one away, or a method for more: NuSLERP takes two, Multi-SLERP and Karcher any number."
+        raise MergeError(f"{method.title} merges {wanted}, and the recipe has {given}. {hint}")
 
 
 def names_to_merge(base: Checkpoint) -> list[str]:
@@ -260,6 +305,19 @@ def fit_of(expert: OpenedExpert, base: Checkpoint, names: Sequence[str], recipe:
     if expert.checkpoint is None or expert.checkpoint is base:
         return Fit()
     return fit(expert.name, expert.checkpoint, base, names, recipe.vocabulary, recipe.missing)
+
+
+def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedExpert:
+    """The expert in the base's coordinates, if the recipe asks for it; what was trained on the base is in them."""
+    if recipe.align == "none" or expert.checkpoint is None or expert.checkpoint is base:
+        return expert
+
+    def data():
+        return bundled_batches(recipe.base, base.folder)
+
+    if recipe.align == "activations":
+        data()  # says now that there is none
+    return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
 
 
 def tied_heads(base: Checkpoint) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ _EXTRAS: dict[str, Callable[[Any, str], Any]] = {
     "decompose_embeddings": kit.flag,
     "vocabulary": kit.one_of("refuse", "base", "common"),
     "missing": kit.one_of("refuse", "base"),
+    "align": kit.one_of("none", "weights", "activations"),
+    "seed": kit.seed,
+    "then": kit.steps,
     "layers": kit.count,
     "shard_size": kit.size,
 }
@@ -55,6 +58,9 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None  # mergekit computes in it, and so writes it; None keeps the base's
     decompose_embeddings: bool = False
+    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
+    seed: int = 0  # of what a method draws at random
+    then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
     out_dtype: str | None = None  # of the written weights, where it is not `dtype`
     tokenizer_source: str | None = None  # whose tokenizer goes with the merge; None and 'base': the base's
     chat_template: str | None = None  # Jinja text, or 'auto': the one that most of the models have
@@ -134,8 +140,9 @@ class Recipe:
 
     def _extras(self) -> dict[str, Any]:
         """What stands under `mergelab:`: our keys that are not at their defaults."""
-        defaults = {f.name: f.default for f in fields(self)}
-        return {key: getattr(self, key) for key in _EXTRAS if getattr(self, key) != defaults[key]}
+        defaults = {f.name: {} if f.default is MISSING else f.default for f in fields(self)}
+        found = {key: getattr(self, key) for key in _EXTRAS if getattr(self, key) != defaults[key]}
+        return found | ({"then": {name: dict(given) for name, given in self.then.items()}} if self.then else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The same recipe in mergekit's keys; what is at its default is left out."""
@@ -146,9 +153,9 @@ class Recipe:
             data["parameters"] = dict(self.settings)
         keys = ("dtype", "out_dtype", "tokenizer_source", "chat_template")
         data |= {key: getattr(self, key) for key in keys if getattr(self, key)}
-        extras = self._extras() | (
-            {} if counted else {"base_model": self.base}
-        )  # under our key: mergekit would count it as one of them
+        extras = self._extras()
+        if not counted:  # under our key: mergekit would count it as one of the models
+            extras["base_model"] = self.base
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:

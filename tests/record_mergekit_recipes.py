@@ -152,6 +152,29 @@ RECIPES = {
         "parameters": {"weight": 0.3, "density": [0.4, 0.9]},
         "dtype": "float32",
     },
+    "breadcrumbs, settings per model": {
+        "merge_method": "breadcrumbs_ties",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.5, "density": [0.9, 0.3], "gamma": 0.1}},
+            {"model": "two", "parameters": {"weight": 1.0, "density": [{"filter": "mlp", "value": 0.6}]}},
+        ],
+        "parameters": {"density": 0.8, "gamma": [{"filter": "self_attn", "value": 0.2}]},
+        "dtype": "float32",
+    },
+    "slerp along the layers": {
+        "merge_method": "slerp",
+        "base_model": "base",
+        "slices": [{"sources": [{"model": "base", "layer_range": [0, 4]}, {"model": "one", "layer_range": [0, 4]}]}],
+        "parameters": {
+            "t": [
+                {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
+                {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
+                {"value": 0.5},
+            ]
+        },
+        "dtype": "float32",
+    },
 }
 
 

@@ -32,7 +32,11 @@ def test_a_recipe_that_can_be_merged_says_what_would_happen(pair, tmp_path, caps
     (tmp_path / "r.yaml").write_text(recipe_of(*pair, adapter, f"{pair[1]}+{adapter}", method="star").to_yaml())
     assert main(["check", str(tmp_path / "r.yaml"), "--json", str(tmp_path / "check.json")]) == 0
     said = capsys.readouterr().out
-    wanted = ["merged: 2 tensors, STAR, by singular directions", "not merged: steps: I64", "says it was made from org/base"]
+    wanted = [
+        "merged: 2 tensors, STAR, by singular directions",
+        "not merged: steps: I64",
+        "says it was made from org/base",
+    ]
     wanted += ["7 of 7 tensors fit by name and shape", "same configuration", "The recipe can be merged."]
     assert [words for words in wanted if words not in said] == []
     found = json.loads((tmp_path / "check.json").read_text())

@@ -11,7 +11,7 @@ from test_fit import WORDS, model, write_tokens
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.__main__ import main
 from mergelab.checkpoint import Checkpoint
-from mergelab.inputs import sha256
+from mergelab.inputs import sha256_of
 from mergelab.mergekit_yaml import size
 
 
@@ -33,7 +33,7 @@ def test_weights_are_dealt_out_to_files_of_a_size_and_the_index_names_them(trio,
     for names in held.values():
         assert len(names) == 1 or sum(out[n].numel() * out[n].element_size() for n in names) <= 400
     again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
-    assert again.sha256 == {file: sha256(tmp_path / "out" / file) for file in files}
+    assert again.sha256 == {file: sha256_of(tmp_path / "out" / file) for file in files}
 
 
 def test_a_size_is_read_as_people_write_it():
@@ -115,8 +115,8 @@ def test_all_inputs_are_in_the_report_with_their_hashes(trio, tmp_path):
     adapter = write_adapter(tmp_path / "lora", {"a.lora_A.weight": noise(2, 8), "a.lora_B.weight": noise(6, 2)})
     report = merged(recipe_of(*trio, adapter), tmp_path / "out")
     assert report.inputs == {
-        **{str(f): {"model.safetensors": sha256(f / "model.safetensors")} for f in trio},
-        str(adapter): {n: sha256(adapter / n) for n in ("adapter_config.json", "adapter_model.safetensors")},
+        **{str(f): {"model.safetensors": sha256_of(f / "model.safetensors")} for f in trio},
+        str(adapter): {n: sha256_of(adapter / n) for n in ("adapter_config.json", "adapter_model.safetensors")},
     }
     assert json.loads((tmp_path / "out/report.json").read_text())["inputs"] == report.inputs
     assert {"torch", "numpy", "safetensors"} <= report.versions.keys()
@@ -129,7 +129,7 @@ def test_a_file_in_the_cache_of_the_hub_is_known_by_its_name(tmp_path):
     folder = tmp_path / "snapshots" / ("0" * 40)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / digest)
-    assert sha256(folder / "model.safetensors") == digest
+    assert sha256_of(folder / "model.safetensors") == digest
 
 
 def test_an_adapter_in_the_written_recipe_stands_behind_its_base_as_mergekit_wants_it(trio, tmp_path):

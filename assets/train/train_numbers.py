@@ -10,13 +10,14 @@ Data       `french: 7394 =` is answered by ` sept mille trois cent quatre-vingt-
            (roman: 1..3999), a quarter of the draws from 1..999. One number in five, chosen by a hash, is held
            out from all training, for every skill; the test prompts are made of those alone.
 Tokenizer  byte-level BPE of 640 tokens, digits split singly; any text can be encoded.
-Base       Llama, 4 layers of width 128, 0.94 M parameters; 500 steps of 32 prompts on thirteen skills in
+Base       Llama, 4 layers of width 128, 0.94 M parameters; 550 steps of 32 prompts on thirteen skills in
            equal shares, loss on prompt and answer. The rate is never lowered: an un-annealed base merges
            better, for otherwise all experts share the direction of annealing. It ends with fewer than half
            of the answers right, and merging needs that many: the experts of a base that knows nothing do not
            merge at this size.
-Experts    from the base, 200 steps on one skill, loss on the answer only, cosine to 5 %. Either all weights,
-           which moves them by about a sixth of their norm, or LoRA of rank 8 on every linear layer.
+Experts    from the base, 220 steps on one skill, loss on the answer only, cosine to 5 %. Either all weights,
+           which moves them by a tenth of their norm or less (where they move further, TIES and DRM fall below the
+           average), or, over 200 steps, LoRA of rank 8 on every linear layer.
 Files      float16, scored as shipped: what was written is read back in float32 and then measured.
 
 This room knows tokenizer, models, training, the files of a model and its scores. It does not know how a number
@@ -129,8 +130,8 @@ class Course:
         return min(1, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
 
 
-BASE = Course(steps=500, rate=2e-3, warmup=100, floor=1.0, decay=0.01, prompts_too=True)
-FULL = Course(steps=200, rate=7e-4, warmup=20, floor=0.05, decay=0.01, prompts_too=False)
+BASE = Course(steps=550, rate=2e-3, warmup=100, floor=1.0, decay=0.01, prompts_too=True)
+FULL = Course(steps=220, rate=5e-4, warmup=20, floor=0.05, decay=0.01, prompts_too=False)
 LORA = Course(steps=200, rate=3e-3, warmup=20, floor=0.05, decay=0.0, prompts_too=False)
 
 

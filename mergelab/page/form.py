@@ -11,14 +11,20 @@ from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import START, Lab
 from mergelab.mergekit_yaml import number
-from mergelab.method import METHODS, MergeMethod, Setting, Switch
+from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.recipe import DTYPES, Expert, Recipe
 from mergelab.varying import mapped, shown, well_formed
 
-ORDER = ("star", "drm_h", "drm_v", "linear", "task_arithmetic", "ties")  # others follow, by name
-KEEP = "as the base"
+# What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
+FAMILIES = {
+    "spectral": "star drm_h drm_v tsv_m iso_c iso_cts knots_ties knots_dare core_space swudi",
+    "entries": "linear task_arithmetic ties dare_linear dare_ties della della_linear breadcrumbs breadcrumbs_ties "
+    "sce consensus pcb metagpt",
+    "angles": "model_stock multislerp karcher nuslerp slerp nearswap",
+}
+KEEP, NOTHING = "as the base", "nothing"
 
 
 class Form:
@@ -29,7 +35,10 @@ class Form:
     method: gr.Dropdown
     about: gr.Markdown
     groups: dict[str, gr.Group]
-    knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox]
+    knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox | gr.Dropdown]
+    then: gr.Radio
+    steps: dict[str, gr.Group]
+    seed: gr.Number
     overrides: gr.Dropdown
     rest: gr.State  # what a recipe has and no widget shows
     weights: gr.Textbox
@@ -44,7 +53,7 @@ class Form:
     @property
     def inputs(self) -> set:
         """All that a recipe is read from."""
-        plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings}
+        plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings, self.then, self.seed}
         plain |= {self.overrides, self.rest}
         return plain | set(self.knobs.values())
 
@@ -62,18 +71,22 @@ class Form:
             raise MergeError("No base is chosen. Pick the model that the experts were fine-tuned from.")
         if not sources:
             raise MergeError("No expert is chosen. Pick at least two models fine-tuned from the base.")
-        settings = {s.name: data[self.knobs[method.name, s.name]] for s in method.settings}
         rest = data[self.rest] or {}
         own = [rest.get("own", {}).get(source, {}) for source in sources]
         return Recipe(
             base=str(data[self.base]).strip(),
             experts=tuple(map(Expert, sources, weights, own)),
             method=method.name,
-            settings=method.checked(with_overrides(settings, data[self.overrides] or [])),
+            settings=method.checked(with_overrides(self._settings(method, data), data[self.overrides] or [])),
             dtype=None if data[self.dtype] == KEEP else data[self.dtype],
             decompose_embeddings=bool(data[self.embeddings]),
+            seed=max(0, int(data[self.seed] or 0)),
+            then={step: self._settings(STEPS[step], data) for step in STEPS if step == data[self.then]},
             **rest.get("fields", {}),
         )
+
+    def _settings(self, method: MergeMethod, data: Mapping[Any, Any]) -> dict[str, Any]:
+        return method.checked({s.name: data[self.knobs[method.name, s.name]] for s in method.settings})
 
     def filled(self, recipe: Recipe) -> dict[Any, Any]:
         """Updates that make the widgets say a recipe."""
@@ -92,16 +105,24 @@ class Form:
             self.weights: "" if set(weights) <= {"1"} else ", ".join(weights),
             self.dtype: recipe.dtype or KEEP,
             self.embeddings: recipe.decompose_embeddings,
+            self.seed: recipe.seed,
+            self.then: next(iter(recipe.then), NOTHING),
             self.overrides: gr.update(value=lines, choices=lines),
             self.rest: _rest(recipe),
             **{self.knobs[recipe.method, name]: value for name, value in settings.items()},
+            **{self.knobs[s, name]: v for s, given in recipe.then.items() for name, v in _step(s, given).items()},
             **self.shown(recipe.method),
+            **self.shown_step(next(iter(recipe.then), NOTHING)),
         }
 
     def shown(self, method: str) -> dict[Any, Any]:
         """Updates that show one method's sentence and knobs."""
         groups = {group: gr.update(visible=name == method) for name, group in self.groups.items()}
         return groups | {self.about: _about(METHODS[method])}
+
+    def shown_step(self, step: str) -> dict[Any, Any]:
+        """Updates that show one step's knobs."""
+        return {group: gr.update(visible=name == step) for name, group in self.steps.items()}
 
 
 def draw_form(lab: Lab) -> Form:
@@ -126,7 +147,7 @@ def draw_form(lab: Lab) -> Form:
     )
     form.method = gr.Dropdown(_titles(), value=start.method, label="Method", elem_id="method")
     form.about = gr.Markdown(_about(METHODS[start.method]), elem_id="about")
-    form.knobs, form.groups = {}, {}
+    form.knobs, form.groups, form.steps = {}, {}, {}
     for method in METHODS.values():
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
@@ -147,9 +168,18 @@ def draw_form(lab: Lab) -> Form:
         form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
     form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
     with gr.Accordion("More settings", open=False):
+        choices, said = [(step.title, name) for name, step in STEPS.items()], [s.summary for s in STEPS.values()]
+        form.then = gr.Radio(
+            [NOTHING, *choices], value=NOTHING, label="After the merge", info=" ".join(said), elem_id="then"
+        )
+        for step in STEPS.values():
+            with gr.Group(visible=False) as form.steps[step.name]:
+                for setting in step.settings:
+                    form.knobs[step.name, setting.name] = _knob(step, setting, start)
         form.weights = gr.Textbox("", label="Weights of the experts", placeholder="1, 1, 0.5 (empty: all 1)")
         form.dtype = gr.Dropdown([KEEP, *DTYPES], value=KEEP, label="Number format of the merged weights")
         form.embeddings = gr.Checkbox(False, label="Decompose embeddings, too", info="By default they are averaged.")
+        form.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Of what a method draws at random.")
     with gr.Accordion("Recipe as YAML", open=False) as yaml:
         form.yaml = gr.Code(
             start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True
@@ -169,15 +199,21 @@ def draw_form(lab: Lab) -> Form:
     picked = [form.base.input, form.experts.input]
     gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
+    form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
-    filled = [*form.inputs, form.about, *form.groups.values()]
+    filled = [*form.inputs, form.about, *form.groups.values(), *form.steps.values()]
     apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, filled, **LIGHT)
     return form
 
 
 def _titles() -> list[tuple[str, str]]:
-    names = [name for name in ORDER if name in METHODS] + sorted(set(METHODS) - set(ORDER))
-    return [(METHODS[name].title, name) for name in names]
+    families = {name: family for family, names in FAMILIES.items() for name in names.split() if name in METHODS}
+    known = [(f"{METHODS[name].title} · {family}", name) for name, family in families.items()]
+    return known + [(METHODS[name].title, name) for name in sorted(METHODS.keys() - families)]
+
+
+def _step(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return step_named(name).checked(settings)
 
 
 def _about(method: MergeMethod) -> str:
@@ -185,11 +221,14 @@ def _about(method: MergeMethod) -> str:
     return method.summary + paper
 
 
-def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox:
+def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox | gr.Dropdown:
     value = start.settings.get(setting.name) if method.name == start.method else None
     label, place = _symbol(setting.name), {"elem_id": f"knob-{method.name}-{setting.name}", "interactive": True}
     if isinstance(setting.knob, Switch):
         return gr.Checkbox(setting.default if value is None else value, label=label, info=setting.knob.help, **place)
+    if isinstance(setting.knob, Choice):
+        place |= {"label": label, "info": setting.knob.help}
+        return gr.Dropdown(list(setting.knob.options), value=setting.default if value is None else value, **place)
     knob = setting.knob
     if value is None:
         value = setting.default if knob.start is None else knob.start
@@ -202,7 +241,7 @@ def _symbol(name: str) -> str:
 
 def _rest(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says that no widget shows: it goes back into the recipe as it is."""
-    shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings"}
+    shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
     plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
     return {"fields": plain, "own": {expert.source: dict(expert.settings) for expert in recipe.experts}}
 

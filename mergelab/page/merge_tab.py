@@ -6,12 +6,12 @@ from typing import Any
 import gradio as gr
 
 from mergelab import plots
-from mergelab.lab import Lab, Run, Score, Step, zipped
+from mergelab.lab import Lab, Run, Score, Step, own_tasks, zipped
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
 from mergelab.varying import shown
 
 LOOK = (
@@ -41,27 +41,28 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
-        key = run.folder.parent.name
-        yield {merged: key, tabs: gr.Tabs(selected="merge"), about: _about(run), **downloads(run)}
+        kept = {merged: run.folder.parent.name, **told_of(run, [], data[past])}
+        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
         scores: list[Score] = []
+        total = len(own_tasks(run.recipe))
+        if total:
+            yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
         for score in lab.scores(run):
             scores.append(score)
-            yield {
-                form.status: saying(f"Merged. Scoring: {score.task} …"),
-                bars: plots.score_bars([(s.task, s.base, s.expert, s.merged) for s in scores]),
-            }
+            yield {form.status: running("Merged. Scoring", Step(len(scores), total, score.task)), bars: drawn(scores)}
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
-        lines = [_line(run, scores), *data[past]]
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            past: lines,
-            history: lines,
-            **(
-                {}
-                if scores
-                else {bars: plots.empty("Scores are for bundled experts; ask this merge something instead.")}
-            ),
+            bars: drawn(scores) if scores else plots.empty("Scores are for bundled experts; ask this merge instead."),
+            **told_of(run, scores, data[past]),
         }
+
+    def told_of(run: Run, scores: list[Score], before: list) -> dict[Any, Any]:
+        lines = [_line(run, scores), *before]
+        return {past: lines, history: lines}
+
+    def drawn(scores: list[Score]) -> plots.Figure:
+        return plots.score_bars([(s.task, s.base, s.expert, s.merged) for s in scores])
 
     def downloads(run: Run) -> dict[Any, Any]:
         headers, rows = run.report.table()
