@@ -21,7 +21,7 @@ assets: $(VENV)/test  ## train the bundled experts again (minutes), then make th
 	$(BIN)/pip install -q -r assets/train/requirements.txt
 	$(BIN)/python assets/train/train_numbers.py
 	$(BIN)/python assets/train/train_digits.py
-	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --json assets/analyses/numbers-star.json >/dev/null
+	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --diagnose --json assets/analyses/numbers-star.json >/dev/null
 	$(BIN)/python assets/make_story.py
 
 clean:

@@ -35,8 +35,8 @@ window.mergelab = (() => {
       const bytes = Uint8Array.from(atob(follow.table), c => c.charCodeAt(0))
       follow.ranks = new Uint16Array(bytes.buffer)
     }
-    const at = Math.max(0, Math.min(100, Math.round(eta)))
-    return (...index) => {
+    return (own, ...index) => {  // own: the η that this module has by the recipe, or nothing
+      const at = Math.max(0, Math.min(100, Math.round(own ?? eta)))
       let flat = 0
       index.forEach((i, axis) => { flat = flat * follow.shape[axis] + i })
       return follow.ranks[flat * 101 + at]
@@ -55,21 +55,23 @@ window.mergelab = (() => {
       for (let r = 0; r < rows; r++) {
         z.push([]); text.push([])
         for (let c = 0; c < columns; c++) {
-          const kept = rank(r, c)
+          const kept = rank(follow.held && follow.held[c], r, c)
           z[r].push(kept / follow.full[c]); text[r].push(String(kept))
           least = Math.min(least, kept); most = Math.max(most, kept); share += kept / follow.full[c]
         }
       }
       Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
+      const own = (follow.held || []).filter(value => value !== null).length
       say(`At η = ${Math.round(eta)} %, STAR keeps ${least} to ${most} directions of each matrix, ` +
-        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.`)
+        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
+        (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : ''))
     },
     cuts(panel, follow, rank) {
       const line = css('--body-text-color'), shapes = []
       for (let r = 0; r < follow.shape[0]; r++) for (const axis of ['', '2'])
-        shapes.push({type: 'line', xref: 'x' + axis, yref: `y${axis} domain`, x0: rank(r), x1: rank(r), y0: 0, y1: 1,
+        shapes.push({type: 'line', xref: 'x' + axis, yref: `y${axis} domain`, x0: rank(follow.held, r), x1: rank(follow.held, r), y0: 0, y1: 1,
           line: {color: follow.colours[r], width: 1.5, dash: 'dot'}})
-      shapes.push({type: 'line', xref: 'x2 domain', yref: 'y2', x0: 0, x1: 1, y0: eta / 100, y1: eta / 100,
+      shapes.push({type: 'line', xref: 'x2 domain', yref: 'y2', x0: 0, x1: 1, y0: (follow.held ?? eta) / 100, y1: (follow.held ?? eta) / 100,
         line: {color: line, width: 1, dash: 'dash'}})
       Plotly.relayout(panel.host, {shapes})
     },

@@ -1,7 +1,4 @@
-"""The lab without a browser: `python -m mergelab merge | inspect | align | repair | app`.
-
-Exits with 0, or 1 and one line saying why.
-"""
+"""The lab without a browser, a verb each. Exits with 0, or with 1 and a line that says why."""
 
 import argparse
 import os
@@ -15,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.align import HOW
+from mergelab.check import check
 from mergelab.devices import ProcessLost, device_named, is_alone, leave, speaks
 from mergelab.errors import MergeError
+from mergelab.export import export_lora
 from mergelab.merge import Progress, inspect, merge
+from mergelab.mergekit_yaml import size
 from mergelab.plan import plan
+from mergelab.push import push
 from mergelab.realign import realigned
 from mergelab.recipe import DTYPES, Recipe
 from mergelab.repair import MODES, PRESETS, How
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended cleans up as Ctrl-C does
     try:
-        asked.verb(asked)
+        status = asked.verb(asked)
         sys.stdout.flush()
     except ProcessLost as error:
         _say_why(str(error))
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         leave()
-    return 0
+    return status or 0
 
 
 def _say_why(sentence: str) -> None:
@@ -64,13 +66,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(verb)
     verb.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
     verb.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: the recipe's, else the base's)")
+    verb.add_argument(
+        "--shard-size", metavar="SIZE", help="most bytes of a weight file, 5GB say (default: the base's files)"
+    )
+    verb.add_argument("--lora", type=int, metavar="RANK", help="write OUT_DIR-lora, too: the merge as an adapter")
     verb.set_defaults(verb=_merge)
+
+    verb = verbs.add_parser(
+        "check", help="say what is wrong with a recipe, and what it would take, without any weights"
+    )
+    verb.add_argument("recipe", metavar="RECIPE.yaml")
+    verb.add_argument("--json", metavar="FILE", help="write all that was found there")
+    verb.set_defaults(verb=_check)
 
     verb = verbs.add_parser("inspect", help="say what a recipe would do to each tensor, and write no model")
     _add_recipe(verb)
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
+    verb.add_argument("--diagnose", action="store_true", help="rounding, overlap and sign conflicts, too: costs more")
     verb.set_defaults(verb=_inspect)
 
+    verb = verbs.add_parser("export", help="write a model as a LoRA adapter of its base, and say what that costs")
+    verb.add_argument("model", metavar="MODEL", help="a folder that mergelab has written, or any full model")
+    verb.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
+    verb.add_argument("--rank", type=int, required=True, help="of every matrix in the adapter")
+    verb.add_argument("--base", help="the model that it is an adapter of (default: that of MODEL's recipe.yaml)")
+    verb.set_defaults(verb=_export)
+
+    verb = verbs.add_parser("push", help="put a folder on the Hugging Face Hub, with HF_TOKEN or the stored login")
+    verb.add_argument("folder", metavar="FOLDER")
+    verb.add_argument("repo", metavar="OWNER/NAME")
+    verb.add_argument("--private", action="store_true", help="if the repository is made anew")
+    verb.set_defaults(verb=_push)
     verb = verbs.add_parser(
         "align", help="write a model in another one's coordinates: its neurons in the matching order"
     )
@@ -125,7 +151,9 @@ class _DataOfTask(argparse.Action):
 
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
-    work = plan(replace(recipe, dtype=asked.dtype or recipe.dtype))
+    recipe = replace(recipe, dtype=asked.dtype, out_dtype=None) if asked.dtype else recipe
+    recipe = replace(recipe, shard_size=size(asked.shard_size, "--shard-size")) if asked.shard_size else recipe
+    work = plan(recipe)
     report = _followed(merge(work, asked.out, device_named(asked.device), asked.workers), len(work.names))
     if not speaks():
         return
@@ -133,20 +161,58 @@ def _merge(asked: argparse.Namespace) -> None:
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
         print(f"sha256 {digest}  {file}")
+    if asked.lora:
+        _print_export(asked.out, work.recipe.base, f"{asked.out.rstrip('/')}-lora", asked.lora)
+
+
+def _export(asked: argparse.Namespace) -> None:
+    base = asked.base or Recipe.read(Path(asked.model) / "recipe.yaml").base
+    _print_export(asked.model, base, asked.out, asked.rank)
+
+
+def _print_export(model: str, base: str, out: str, rank: int) -> None:
+    job = export_lora(model, base, out, rank)
+    while True:
+        try:
+            name, error = next(job)
+        except StopIteration as end:
+            report = end.value
+            break
+        print(f"{name}: relative error {error:.3g}")
+    for name, why in report.left_out.items():
+        print(f"not exported: {name}: {why}")
+    print(f"{out}: {len(report.errors)} matrices at rank {rank}, largest relative error {report.worst:.3g}")
+
+
+def _push(asked: argparse.Namespace) -> None:
+    print(push(asked.folder, asked.repo, private=asked.private))
+
+
+def _check(asked: argparse.Namespace) -> int:
+    found = check(Recipe.read(asked.recipe))
+    print("\n".join(found.lines()))
+    if asked.json:
+        _write(asked.json, found.to_json())
+    return 1 if found.problems else 0
 
 
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
-    report = _followed(inspect(work, device_named(asked.device), asked.workers), len(work.names))
+    job = inspect(work, device_named(asked.device), asked.workers, asked.diagnose)
+    report = _followed(job, len(work.names))
     if not speaks():
         return
     print(_table(report))
     _print_remarks(report)
     if asked.json:
-        try:
-            Path(asked.json).write_text(report.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise MergeError(f"Cannot write '{asked.json}': {error.strerror}.") from None
+        _write(asked.json, report.to_json())
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MergeError(f"Cannot write '{file}': {error.strerror}.") from None
 
 
 def _align(asked: argparse.Namespace) -> None:

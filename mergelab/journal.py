@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mergelab.inputs import files_of
 from mergelab.plan import OpenedExpert, Plan
 from mergelab.report import LayerReport
 
@@ -77,7 +78,7 @@ def _inputs(plan: Plan) -> Iterator[Path]:
 
 def _files_of(expert: OpenedExpert) -> Iterator[Path]:
     if expert.checkpoint is not None:
-        yield from (expert.checkpoint.folder / entry.file for entry in expert.checkpoint.entries.values())
+        yield from (expert.checkpoint.folder / file for file in files_of(expert.checkpoint))
     if expert.adapter is not None:
         yield from (expert.adapter.path, expert.adapter.path.with_name("adapter_config.json"))
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mergelab.assets import ASSETS, bundled
+from mergelab.check import Check, check
 from mergelab.devices import device_named
 from mergelab.errors import MergeError
 from mergelab.merge import inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
+from mergelab.push import push
 from mergelab.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
 from mergelab.sources import folder_of
@@ -100,12 +102,18 @@ class Lab:
         self._models: Kept[Running] = Kept(4)
         self._scores: dict[tuple[str, str], float] = {}
 
+    def check(self, recipe: Recipe) -> Check:
+        """What can be said of a recipe without reading weights; never a MergeError."""
+        return check(recipe)
+
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
         """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""
         work = plan(recipe)
         full = replace(recipe, settings=work.settings)
         if full.hash not in self.analyses:
-            self.analyses.keep(full.hash, (yield from _counted(inspect(work, self._device()), len(work.names))))
+            self.analyses.keep(
+                full.hash, (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names)))
+            )
         return self.analyses[full.hash]
 
     def merge(self, recipe: Recipe) -> Generator[Step, None, Run]:
@@ -121,6 +129,10 @@ class Lab:
         run = Run(replace(recipe, settings=work.settings), report, out)
         self.runs.keep(home.name, run)
         return run
+
+    def push(self, run: Run, repo: str, token: str) -> str:
+        """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
+        return push(run.folder, repo, token=token)
 
     def run_named(self, key: str) -> Run:
         """The run kept under a key (its folder's parent); MergeError if it has been dropped since."""

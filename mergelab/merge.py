@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from mergelab.devices import Team, team, workers_for
+from mergelab.diagnosis import diagnosis, remarks
 from mergelab.errors import MergeError
+from mergelab.inputs import inputs
 from mergelab.journal import fingerprint
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.measure import Measures
@@ -31,10 +33,15 @@ from mergelab.walk import costs, parts, rows_at_a_time, walked
 Progress = Generator[LayerReport, None, Report]
 
 
-def inspect(plan: Plan, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
-    """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core)."""
+def inspect(
+    plan: Plan, device: torch.device | str = "cpu", workers: int | None = None, diagnose: bool = False
+) -> Progress:
+    """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core).
+
+    diagnose: more facts (diagnosis.py), at more cost.
+    """
     started, crew = time.monotonic(), team()
-    job = _Job(plan, device, Lookups(shared_store()))
+    job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
     layers = yield from _shared(job, crew, {}, workers)
     return _report(plan, layers, started, device, job.kept.notes)
 
@@ -58,7 +65,7 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
         notes = (*notes, *_taken_over(done), *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
-            report = replace(report, sha256=job.weights.finish())
+            report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan))
             write_papers(folder, plan, report)
     return report
 
@@ -87,11 +94,12 @@ class _Job:
     device: torch.device | str
     kept: Lookups
     weights: Weights | None = None  # None: look, and write nothing
+    diagnose: bool = False
 
     def done(self, name: str) -> LayerReport:
         """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
         measures = Measures(self.plan.recipe.names)
-        for rows in parts(self.plan, name):
+        for rows in [None] if self.diagnose else parts(self.plan, name):
             layer = self.kept.layer(self.plan.layer(name, self.device, rows))
             merged = _merged(self.plan, layer)
             measures.add(layer, merged)
@@ -100,6 +108,9 @@ class _Job:
         report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
         if self.weights:
             self.weights.note(report)
+        if self.diagnose:
+            found = diagnosis(layer, merged, self.plan.written_dtype(name))
+            report = replace(report, facts={**report.facts, **found, **merged.facts})
         return report
 
     def _put(self, layer: Layer, merged: Merged, first: int) -> None:
@@ -116,7 +127,7 @@ def _merged(plan: Plan, layer: Layer) -> Merged:
     if all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
         return still
     try:
-        merged = plan.method(layer, **plan.settings)
+        merged = plan.method(layer, **plan.settings_at(layer.name))
         for step, settings in plan.steps:
             merged = step(layer, merged, **settings)
     except torch.OutOfMemoryError:
@@ -133,7 +144,7 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
     """
     base = layer.base.new_ones((1,) * layer.base.dim())
     one = replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas), factorise=None)
-    said = plan.method(one, **plan.settings)
+    said = plan.method(one, **plan.settings_at(layer.name))
     return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
 
 
@@ -143,17 +154,19 @@ def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
 
 def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, notes: tuple[str, ...]) -> Report:
     place = {name: i for i, name in enumerate(plan.names)}
+    known = [expert.name for expert in plan.experts if expert.checkpoint is plan.base]
+    notes = (*plan.notes, *remarks(layers, plan.recipe.names, known), *notes)
     return Report(
         recipe=replace(plan.recipe, settings=plan.settings).to_dict(),
         experts=plan.recipe.names,
         layers=tuple(sorted(layers, key=lambda layer: place[layer.name])),
         skipped=dict(plan.skipped),
         alignment=plan.alignment,
-        notes=(*plan.notes, *notes, *_still_ones(layers, plan)),
+        notes=(*notes, *_still_ones(layers, plan)),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),
-        versions={package: version(package) for package in ("torch", "safetensors")},
+        versions={package: version(package) for package in ("torch", "numpy", "safetensors")},
     )
 
 

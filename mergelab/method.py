@@ -15,10 +15,11 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.maths import noise, spectral
 from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
 from mergelab.report import Fact
+from mergelab.varying import mapped, well_formed
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Layer:
         """(1/T) Σ w_i τ_i: what the spectral methods do to a tensor that is not decomposed."""
         return self.sum / len(self.deltas)
 
+    def each(self, value: float | tuple[float, ...]) -> tuple[float, ...]:
+        """A setting as one number per expert: of a knob with `each`, experts may have values of their own."""
+        return value if isinstance(value, tuple) else (value,) * len(self.deltas)
+
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""
         return stack * self.weights.to(stack.dtype).view(-1, *[1] * (stack.dim() - 1))
@@ -116,7 +121,8 @@ class Merged:
 class Knob:
     """The range and help of a setting that is a number.
 
-    `start` is where the page puts it, where that differs from a recipe's default.
+    `start` is where the page puts it, where that differs from a recipe's default. `each`: a recipe may give every
+    expert a value of its own; the method then gets a tuple, one number per expert (`Layer.each` makes it one always).
     """
 
     low: float
@@ -124,6 +130,7 @@ class Knob:
     help: str
     step: float | None = None
     start: float | None = None
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,20 +156,32 @@ class Setting:
     default: Any
     knob: Knob | Switch | Choice
 
+    @property
+    def each(self) -> bool:
+        """Whether experts may have values of their own."""
+        return isinstance(self.knob, Knob) and self.knob.each
+
     def checked(self, value: Any, method: str) -> Any:
-        """The value, if the knob allows it; else MergeError."""
+        """The value, or one that varies (varying.py), if the knob allows all of it; else MergeError."""
+        if isinstance(value, tuple) and self.each:
+            return tuple(self._checked(item, method) for item in value)
+        return mapped(well_formed(value, f"'{self.name}' of {method}"), lambda scalar: self._checked(scalar, method))
+
+    def _checked(self, value: Any, method: str) -> Any:
         if isinstance(self.knob, Switch):
             if not isinstance(value, bool):
-                raise MergeError(f"'{self.name}' of {method} must be true or false, not {value!r}.")
+                raise MergeError(f"'{self.name}' of {method} must be true or false, not {brief(value)}.")
             return value
         if isinstance(self.knob, Choice):
             if value not in self.knob.options:
-                found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {value!r}."
+                found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {brief(value)}."
                 raise MergeError(f"{found} {did_you_mean(value, self.knob.options)}")
             return value
         low, high = self.knob.low, self.knob.high
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # NaN too
-            raise MergeError(f"'{self.name}' of {method} must be a number from {low:g} to {high:g}, not {value!r}.")
+            raise MergeError(
+                f"'{self.name}' of {method} must be a number from {low:g} to {high:g}, not {brief(value)}."
+            )
         return float(value)
 
 
@@ -197,6 +216,18 @@ class MergeMethod:
             if key not in known:
                 raise MergeError(f"{self.title} has no setting '{key}'. {did_you_mean(key, known)}".rstrip())
         return {name: s.checked(given.get(name, s.default), self.title) for name, s in known.items()}
+
+    def checked_own(self, given: Mapping[str, Any], expert: str) -> dict[str, Any]:
+        """The settings that an expert has of its own; MergeError for one that cannot differ from expert to expert."""
+        known = {setting.name: setting for setting in self.settings if setting.each}
+        for key in given:
+            if key not in known:
+                free = ", ".join(f"'{name}'" for name in ("weight", *known))
+                raise MergeError(
+                    f"Expert '{expert}' has its own '{key}', but with {self.title} only {free} can differ from expert "
+                    "to expert. Other settings of the method stand under the recipe's own 'parameters'."
+                )
+        return {name: known[name].checked(value, self.title) for name, value in given.items()}
 
     def __call__(self, layer: Layer, *merged: Merged, **settings: Any) -> Merged:
         given = {_argument(name): value for name, value in self.checked(settings).items()}

@@ -20,10 +20,14 @@ from torch import Tensor
 from mergelab.card import model_card
 from mergelab.checkpoint import INDEX, SINGLE, Entry, ShardWriter, read_json
 from mergelab.errors import MergeError
+from mergelab.inputs import sha256_of
 from mergelab.journal import Journal
 from mergelab.plan import Plan
+from mergelab.recipe import Expert
 from mergelab.report import LayerReport, Report
+from mergelab.shards import sharded
 from mergelab.sources import COMPANIONS
+from mergelab.tokenizer import write_tokenizer
 
 _NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json")
 _LOCK = "lock"  # held by the process that merges, for as long as it lives
@@ -131,7 +135,8 @@ class Weights:
     def __init__(self, folder: Path, plan: Plan, rank: int = 0):
         self.folder, self.plan, self.journal = folder, plan, Journal(folder, rank)
         written = {*plan.names, *plan.copied}
-        entries = {n: e.cast(plan.recipe.dtype) for n, e in plan.base.entries.items() if n in written}
+        entries = {n: e.cast(plan.recipe.written_dtype) for n, e in plan.base.entries.items() if n in written}
+        entries = sharded(entries, plan.recipe.shard_size)
         shards: dict[str, dict[str, Entry]] = {}
         for name, entry in entries.items():
             shards.setdefault(entry.file, {})[name] = entry
@@ -176,15 +181,25 @@ def write_papers(folder: Path, plan: Plan, report: Report) -> None:
     """Write everything beside the weights: configuration, tokenizer, model card, recipe, report."""
     for path in companions(plan.base.folder):
         shutil.copyfile(path, folder / path.name)
-    if plan.recipe.dtype and (folder / "config.json").is_file():
+    write_tokenizer(folder, plan.tokenizer, plan.template)
+    if plan.recipe.written_dtype and (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-        config |= dict.fromkeys(keys, plan.recipe.dtype)
+        config |= dict.fromkeys(keys, plan.recipe.written_dtype)
         _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    recipe = replace(plan.recipe, settings=plan.settings)
+    recipe = replace(plan.recipe, settings=plan.settings, experts=_portable(plan))
     _write_text(folder / "recipe.yaml", recipe.to_yaml())
     _write_text(folder / "report.json", report.to_json())
-    _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.base.folder))
+    _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.folders))
+
+
+def _portable(plan: Plan) -> tuple[Expert, ...]:
+    """The experts as mergekit takes them: an adapter stands behind the base that it is laid upon."""
+    alone = [expert.checkpoint is None and "+" not in e.source for e, expert in zip(plan.recipe.experts, plan.experts)]
+    return tuple(
+        replace(e, source=f"{plan.recipe.base}+{e.source}") if adapter else e
+        for e, adapter in zip(plan.recipe.experts, alone)
+    )
 
 
 def companions(folder: Path) -> Iterator[Path]:
@@ -196,12 +211,3 @@ def companions(folder: Path) -> Iterator[Path]:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8"))  # the same bytes on every system
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ import numpy as np
 import plotly
 
 from mergelab.report import FACTS, LayerReport, Report
+from mergelab.varying import depths, elsewhere, value_at
 
 Figure = dict[str, Any]
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -50,7 +51,8 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     layers = report.decomposed
     table = np.stack([_rank_table(layer) for layer in layers], axis=1)  # (expert, module, η)
     full = np.array([layer.full_rank for layer in layers])
-    ranks = table[:, :, round(eta)]
+    held = own_etas(report)
+    ranks = np.stack([table[:, i, round(eta if own is None else own)] for i, own in enumerate(held)], axis=1)
     z = ranks / full
     figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "keeps %{text} directions (%{z:.0%})")
     figure["data"][0] |= {"zmin": 0, "zmax": max(0.05, float((table[:, :, 80] / full).max()))}
@@ -58,9 +60,21 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     alt = f"Heatmap of the share of singular directions kept: {len(layers)} modules, {len(report.experts)} experts."
     figure["layout"]["meta"] = {
         "alt": alt,
-        "eta": {"kind": "heat", "shape": table.shape, "table": _u16(table), "full": full.tolist()},
+        "eta": {"kind": "heat", "shape": table.shape, "table": _u16(table), "full": full.tolist(), "held": held},
     }
     return figure
+
+
+def own_etas(report: Report) -> list[float | None]:
+    """For each decomposed layer the η that a filter or gradient of the recipe gives it; None where the slider holds."""
+    setting, names = (report.recipe.get("parameters") or {}).get("eta"), [layer.name for layer in report.decomposed]
+    if not isinstance(setting, list):
+        return [None] * len(names)
+    rest, depth = elsewhere(setting), depths(layer.name for layer in report.layers)
+    by_filter = [e for e in setting if isinstance(e, dict) and e.get("filter", "*") != "*"]
+    found = [value_at(by_filter, name, depth.get(name, 0.0)) if by_filter else None for name in names]
+    gradient = [value_at(rest, name, depth.get(name, 0.0)) if isinstance(rest, list) else None for name in names]
+    return [other if own is None else own for own, other in zip(found, gradient)]
 
 
 def _heat(layers: Sequence[LayerReport], rows: Sequence[str], z: np.ndarray, text: list, hover: str) -> Figure:
@@ -118,7 +132,9 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     if eta is not None:
         table = _rank_table(layer)
         colours = _colours(len(curves))
-        layout["meta"]["eta"] = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "colours": colours}
+        held = own_etas(report)[report.decomposed.index(layer)]
+        meta = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "colours": colours, "held": held}
+        layout["meta"]["eta"] = meta
     return {"data": traces, "layout": layout}
 
 

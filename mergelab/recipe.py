@@ -1,33 +1,46 @@
 """What was asked for: a base, its experts, a method and its settings; mergekit's YAML both ways.
 
 This room knows the shape of a recipe and nothing of what it leads to: whether a method or a file exists is found out
-by those who open them. Format: https://github.com/arcee-ai/mergekit (the keys below; our own live under `mergelab:`).
+by those who open them. What mergekit's format may say is in mergekit_yaml.py; our own keys live under `mergelab:`.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab import mergekit_yaml as kit
+from mergelab.errors import MergeError, brief
+from mergelab.mergekit_yaml import DTYPES as DTYPES  # a recipe's words, for those who offer them
 
-DTYPES = ("float32", "float16", "bfloat16")
-_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "mergelab")
-_EXTRAS = ("decompose_embeddings", "align", "seed", "then")
-_ALIGN = ("none", "weights", "activations")
+# Our keys under `mergelab:`, each a field of Recipe, and what its value must be. All but base_model have a default.
+_EXTRAS: dict[str, Callable[[Any, str], Any]] = {
+    "decompose_embeddings": kit.flag,
+    "vocabulary": kit.one_of("refuse", "base", "common"),
+    "missing": kit.one_of("refuse", "base"),
+    "align": kit.one_of("none", "weights", "activations"),
+    "seed": kit.seed,
+    "then": kit.steps,
+    "layers": kit.count,
+    "shard_size": kit.size,
+}
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A model fine-tuned from the base: a folder, `FOLDER+ADAPTER`, an adapter folder, a bundled name or a Hub id."""
+    """A model fine-tuned from the base: a folder, `FOLDER+ADAPTER`, an adapter folder, a bundled name or a Hub id.
+
+    weight and settings (what this expert has of its own, a density say) may vary from tensor to tensor: varying.py.
+    """
 
     source: str
-    weight: float = 1.0
+    weight: Any = field(default=1.0, hash=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -43,11 +56,18 @@ class Recipe:
     experts: tuple[Expert, ...]
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    dtype: str | None = None  # of the written weights; None keeps the base's
+    dtype: str | None = None  # mergekit computes in it, and so writes it; None keeps the base's
     decompose_embeddings: bool = False
     align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
     seed: int = 0  # of what a method draws at random
     then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
+    out_dtype: str | None = None  # of the written weights, where it is not `dtype`
+    tokenizer_source: str | None = None  # whose tokenizer goes with the merge; None and 'base': the base's
+    chat_template: str | None = None  # Jinja text, or 'auto': the one that most of the models have
+    vocabulary: str = "refuse"  # experts with another vocabulary: refuse | base | common
+    missing: str = "refuse"  # experts that lack a tensor of the base: refuse | base
+    shard_size: int | None = None  # most bytes of a written file; None keeps the base's files
+    layers: int | None = None  # that a slice asked for, to be compared with what the base has
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,6 +76,11 @@ class Recipe:
         names = [e.name if short.count(e.name) == 1 else e.source for e in self.experts]
         numbers = [whole[: i + 1].count(source) for i, source in enumerate(whole)]
         return tuple(name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers))
+
+    @property
+    def written_dtype(self) -> str | None:
+        """The number format of the written weights; None is the base's own."""
+        return self.out_dtype or self.dtype
 
     @property
     def hash(self) -> str:
@@ -87,120 +112,88 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Any, where: str = "the recipe") -> "Recipe":
         """The recipe in mergekit's keys."""
-        _check_keys(data, _KEYS, where)
-        for key in ("merge_method", "base_model", "models"):
-            if not data.get(key):
-                raise MergeError(f"{where} has no '{key}'. A recipe needs merge_method, base_model and models.")
-        models = data["models"]
-        if not isinstance(models, list):
-            raise MergeError(f"{where}: 'models' must be a list of '- model: …' entries, not {_kind(models)}.")
-        extras = _mapping(data.get("mergelab"), f"{where}, mergelab")
-        _check_keys(extras, _EXTRAS, f"{where}, mergelab")
+        kit.check_keys(data, kit.KEYS, where)
+        if not data.get("merge_method") or bool(data.get("models")) == bool(data.get("slices")):
+            raise MergeError(f"{where} {_lacks(data)}. A recipe needs merge_method, base_model and models.")
+        extras = kit.mapping(data.get("mergelab"), f"{where}, mergelab")
+        kit.check_keys(extras, (*_EXTRAS, "base_model"), f"{where}, mergelab")
+        body = kit.body(data, where)
+        own = {key: check(extras[key], f"{where}: '{key}'") for key, check in _EXTRAS.items() if key in extras}
         return cls(
-            base=_text(data["base_model"], "base_model", where),
-            experts=tuple(_expert(entry, f"{where}, model {i + 1}") for i, entry in enumerate(models)),
-            method=_text(data["merge_method"], "merge_method", where),
-            settings=_mapping(data.get("parameters"), f"{where}, parameters"),
-            dtype=_dtype(data.get("dtype"), where),
-            decompose_embeddings=_flag(extras.get("decompose_embeddings", False), where),
-            align=_alignment(extras.get("align", "none"), where),
-            seed=_seed(extras.get("seed", 0), where),
-            then=_steps(extras.get("then"), f"{where}, mergelab, then"),
+            base=body.base,
+            experts=tuple(Expert(*model) for model in body.models),
+            method=data["merge_method"].strip(),
+            settings=body.settings,
+            dtype=kit.dtype(data.get("dtype"), where),
+            out_dtype=kit.dtype(data.get("out_dtype"), where),
+            tokenizer_source=_tokenizer(data.get("tokenizer_source"), where),
+            chat_template=_template(data.get("chat_template"), where),
+            **({"layers": body.layers} | own if body.layers else own),
         )
+
+    @property
+    def runs_in_mergekit(self) -> bool:
+        """Whether mergekit, given this recipe, would write the same weights (but for what is drawn at random)."""
+        known = self.method in (*kit.COUNT_BASE, *kit.LEAVE_BASE)
+        sources = [expert.source for expert in self.experts]
+        return known and not self._extras() and len({*sources}) == len(sources)
+
+    def _extras(self) -> dict[str, Any]:
+        """What stands under `mergelab:`: our keys that are not at their defaults."""
+        defaults = {f.name: {} if f.default is MISSING else f.default for f in fields(self)}
+        found = {key: getattr(self, key) for key in _EXTRAS if getattr(self, key) != defaults[key]}
+        return found | ({"then": {name: dict(given) for name, given in self.then.items()}} if self.then else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The same recipe in mergekit's keys; what is at its default is left out."""
-        data: dict[str, Any] = {
-            "merge_method": self.method,
-            "base_model": self.base,
-            "models": [{"model": e.source, "parameters": {"weight": e.weight}} for e in self.experts],
-        }
+        counted = self.method not in kit.COUNT_BASE or self.base in [expert.source for expert in self.experts]
+        data: dict[str, Any] = {"merge_method": self.method} | ({"base_model": self.base} if counted else {})
+        data["models"] = [{"model": e.source, "parameters": {"weight": e.weight, **e.settings}} for e in self.experts]
         if self.settings:
             data["parameters"] = dict(self.settings)
-        if self.dtype:
-            data["dtype"] = self.dtype
-        extras: dict[str, Any] = {"decompose_embeddings": True} if self.decompose_embeddings else {}
-        extras |= {"align": self.align} if self.align != "none" else {}
-        extras |= {"seed": self.seed} if self.seed else {}
-        if self.then:
-            extras["then"] = {name: dict(settings) for name, settings in self.then.items()}
+        keys = ("dtype", "out_dtype", "tokenizer_source", "chat_template")
+        data |= {key: getattr(self, key) for key in keys if getattr(self, key)}
+        extras = self._extras()
+        if not counted:  # under our key: mergekit would count it as one of the models
+            extras["base_model"] = self.base
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:
         """The same recipe as a YAML file."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.to_dict(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _expert(entry: Any, where: str) -> Expert:
-    if isinstance(entry, str):
-        entry = {"model": entry}
-    _check_keys(entry, ("model", "parameters"), where)
-    if not entry.get("model"):
-        raise MergeError(f"{where} has no 'model'.")
-    parameters = _mapping(entry.get("parameters"), f"{where}, parameters")
-    if others := [key for key in parameters if key != "weight"]:
+class _Plain(yaml.SafeDumper):
+    """Writes values that occur twice out twice: anchors are hard to read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _lacks(data: Mapping[str, Any]) -> str:
+    if data.get("merge_method") and data.get("models"):
+        return "has both 'models' and 'slices'"
+    return f"has no '{'models' if data.get('merge_method') else 'merge_method'}'"
+
+
+def _tokenizer(value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    if kit.text(value, f"{where}: 'tokenizer_source'") == "union":
         raise MergeError(
-            f"{where} has its own '{others[0]}', but only 'weight' can differ from expert to expert. "
-            "Settings of the method stand under the recipe's own 'parameters'."
+            f"{where}: mergelab does not build the union of vocabularies. Use tokenizer_source 'base' or the name of a "
+            "model, and 'vocabulary' under 'mergelab' for experts whose vocabulary differs."
         )
-    weight = parameters.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e30:
-        raise MergeError(f"{where}: weight must be a number, not {weight!r}.")
-    return Expert(_text(entry["model"], "model", where), float(weight))
-
-
-def _mapping(data: Any, where: str) -> dict[str, Any]:
-    if data is not None and not isinstance(data, dict):
-        raise MergeError(f"{where} must be a mapping of names to values, not {_kind(data)}.")
-    return {str(key): value for key, value in (data or {}).items()}
-
-
-def _check_keys(data: Any, known: tuple[str, ...], where: str) -> None:
-    if not isinstance(data, dict):
-        raise MergeError(f"{where} must be a mapping with {', '.join(known)}, not {_kind(data)}.")
-    for key in data:
-        if key not in known:
-            raise MergeError(f"{where} has an unknown key '{key}'. {did_you_mean(key, known)}")
-
-
-def _dtype(value: Any, where: str) -> str | None:
-    if value is not None and value not in DTYPES:
-        raise MergeError(f"{where}: unknown dtype {value!r}. {did_you_mean(value, DTYPES)}")
-    return value
-
-
-def _text(value: Any, key: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise MergeError(f"{where}: '{key}' must be the name of something, not {value!r}.")
     return value.strip()
 
 
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise MergeError(f"{where}: 'decompose_embeddings' must be true or false, not {value!r}.")
-    return value
-
-
-def _alignment(value: Any, where: str) -> str:
-    if value not in _ALIGN:
-        raise MergeError(f"{where}: unknown 'align' {value!r}. {did_you_mean(value, _ALIGN)}")
-    return value
-
-
-def _seed(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise MergeError(f"{where}: 'seed' must be a whole number from 0 up, not {value!r}.")
-    return value
-
-
-def _steps(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    """A step's name, or a mapping from names to settings."""
-    steps = {value: None} if isinstance(value, str) else _mapping(value, where)
-    return {name: _mapping(settings, f"{where}, {name}") for name, settings in steps.items()}
-
-
-def _kind(value: Any) -> str:
-    return {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}.get(type(value), repr(value))
+def _template(value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    words = kit.text(value, f"{where}: 'chat_template'")
+    if words != "auto" and "{" not in words:
+        raise MergeError(f"{where}: 'chat_template' must be 'auto' or a template's own Jinja text, not {brief(words)}.")
+    return words
 
 
 def _reason(error: Exception) -> str:

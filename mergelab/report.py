@@ -37,6 +37,10 @@ FACTS = {
     "widest angle": "the widest angle between two models' weights, in degrees",
     "length of the mean": "how long the mean of the changes' unit vectors is: 1 if all point one way, 0 if they cancel",
     "trust in the mean": "how far the merge goes from the base to the mean of the models; the mean over rows",
+    "entries that survive": "of the entries that an expert changes, the share that differ from the base as written",
+    "rounding error": "how much of an expert's change the written number format loses, relative to the change",
+    "merged rounding error": "how much of the merged change the written number format loses, relative to the change",
+    "subspace overlap": "the mean share of an expert's change that lies in the leading directions of another one's",
     "change": "the size of the expert's change, relative to the base's weights (Frobenius norms)",
     "merged change": "the size of the merged change, relative to the base's weights (Frobenius norms)",
     "cosine of deltas": "the mean cosine between two experts' changes: 0 for unrelated ones, 1 for equal ones",
@@ -85,6 +89,7 @@ class Report:
     notes: tuple[str, ...] = ()
     alignment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # expert -> distances, objective, …
     sha256: Mapping[str, str] = field(default_factory=dict)  # written weight file -> its hash
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # source -> its files' hashes, its commit
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     device: str = "cpu"

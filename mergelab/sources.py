@@ -5,6 +5,7 @@ From the Hub come configuration, safetensors and tokenizer files only: pickles a
 
 import errno
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mergelab.assets import bundled
@@ -28,22 +29,53 @@ def folder_of(source: str) -> Path:
         return bundled()[source]
     if file:
         raise MergeError(f"'{source}' is a file. A model is a folder with config.json and safetensors weights.")
-    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source.partition("@")[0]):
+    if source.startswith((".", "/", "~")):
+        if "@" in source and is_here(source.rpartition("@")[0]):
+            raise MergeError(f"'{source}': a folder has no revisions; only a model on the Hub takes '@'.")
         raise MergeError(f"There is no folder '{source}'. {_nearby(source)}".rstrip())
-    return _downloaded(source)
+    return from_hub(source, _downloaded)
 
 
-def _downloaded(source: str) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and most runs need no Hub
+def is_here(source: str) -> bool:
+    """Whether a source is a folder on this machine, or a bundled model."""
+    try:
+        return source in bundled() or bool(source and Path(source).expanduser().is_dir())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a folder that came from the Hub; None for any other."""
+    snapshot = "snapshots" in folder.parts[:-1] and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if snapshot else None
+
+
+def on_the_hub(name: str, file: str, revision: str) -> str:
+    """The address of one file of a model."""
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(name, file, revision=revision)
+
+
+def from_hub(source: str, fetch: Callable[[str, str | None], Path]) -> Path:
+    """What `fetch` makes of a source's name and revision; its failures as MergeErrors that say what to do."""
     from huggingface_hub.errors import HTTPError  # of the client that this version of the Hub uses
 
     name, _, revision = source.partition("@")
-    wanted = ["*.safetensors", "README.md", *COMPANIONS]
+    if not _HUB_ID.fullmatch(name):
+        raise MergeError(f"There is no folder '{source}'. {_nearby(source)}".rstrip())
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns="*/*"))
+        return fetch(name, revision or None)
     except (OSError, ValueError, HTTPError) as error:
         why = _what_failed(error, revision)
         raise MergeError(f"There is no folder '{source}' here, and {why}. {_nearby(source)}".rstrip()) from error
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and most runs need no Hub
+
+    wanted = ["*.safetensors", "README.md", *COMPANIONS]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
 
 
 def _what_failed(error: Exception, revision: str) -> str:
@@ -69,6 +101,19 @@ def _what_failed(error: Exception, revision: str) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return "the disk is too full to download it"
     return f"the Hub could not be reached ({type(cause).__name__})"
+
+
+def hub_failure(error: Exception) -> str:
+    """Why the Hub did not take what was sent, as the end of a sentence."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if isinstance(error, LocalTokenNotFoundError):
+        return "nobody is logged in. Use `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        login = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+        return f"the Hub answered {status}. {login}" if status in (401, 403) else f"the Hub answered {status}"
+    return f"the Hub could not be reached ({type(error).__name__})"
 
 
 def _nearby(source: str) -> str:

@@ -39,7 +39,8 @@ def parts(plan: Plan, name: str) -> list[slice | None]:
     They depend on the shape alone: not on how much memory there is, nor on who works.
     """
     shape = plan.base.entries[name].shape
-    if plan.decomposes(name) or not plan.method.entrywise or prod(shape) <= PART:
+    whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
+    if whole or plan.decomposes(name) or not plan.method.entrywise or prod(shape) <= PART:
         return [None]
     step = rows_at_a_time(shape)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

@@ -1,7 +1,12 @@
 """Fixtures that several test files share: families of small models, made without a network."""
 
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
+
 import pytest
 import torch
+from hub import Hub
 from making import shifted, tiny, write_model
 
 from mergelab.store import shared_store
@@ -40,3 +45,15 @@ def family(tmp_path_factory):
         return folders
 
     return made
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The folder behind a stand-in for the Hub, its address, what it was asked for, and what is to break off."""
+    (tmp_path / "hub").mkdir()
+    asked, dies = [], {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, tmp_path / "hub", asked, dies))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path / "hub", f"http://127.0.0.1:{server.server_port}", asked, dies
+    server.shutdown()
+    server.server_close()

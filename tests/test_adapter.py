@@ -127,3 +127,30 @@ def test_an_adapter_that_names_another_base_is_remarked_upon(tmp_path):
     same = write_adapter(tmp_path / "same", PAIR, base_model_name_or_path="org/base")
     said = f"Expert 'other' says it was trained on 'org/something'; the base is '{base}'."
     assert plan(recipe_of(base, same, other)).notes == (said,)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_dora_is_each_output_brought_to_its_trained_length(tmp_path, flipped):
+    start, length = noise(6, 8, seed=7), 1 + noise(6, seed=9).abs()
+    base = write_model(tmp_path / "base", {"a.weight": (start.T if flipped else start).float()})
+    folder = write_adapter(tmp_path / "lora", PAIR | {"a.lora_magnitude_vector": length.float()}, use_dora=True)
+    moved = start + 2 * B @ A
+    wanted = length[:, None] * moved / moved.norm(dim=1, keepdim=True) - start
+    assert torch.allclose(delta(folder, tmp_path, base=base), wanted.T if flipped else wanted, atol=1e-5)
+
+
+def test_dora_on_an_embedding_brings_its_columns_to_their_length(tmp_path):
+    base, length = write_model(tmp_path / "base", tiny()), 1 + noise(6, seed=9).abs()
+    pair = {"embed.lora_embedding_A": noise(2, 11, seed=1), "embed.lora_embedding_B": noise(6, 2, seed=2)}
+    folder = write_adapter(tmp_path / "lora", pair | {"embed.lora_magnitude_vector.weight": length}, use_dora=True)
+    start = tiny()["embed.weight"].double()
+    moved = start + 2 * (noise(6, 2, seed=2) @ noise(2, 11, seed=1)).T
+    wanted = length * moved / moved.norm(dim=0, keepdim=True) - start
+    assert torch.allclose(delta(folder, tmp_path, "embed.weight", base), wanted, atol=1e-5)
+
+
+def test_a_trained_bias_of_b_is_scaled_as_b_is(tmp_path):
+    base, bias = write_model(tmp_path / "base", tiny()), noise(8, seed=5)
+    pair = {"b.lora_A.weight": noise(2, 6).float(), "b.lora_B.weight": noise(8, 2).float()}
+    folder = write_adapter(tmp_path / "lora", pair | {"b.lora_B.bias": bias.float()}, lora_bias=True)
+    assert torch.allclose(delta(folder, tmp_path, "b.bias", base), 2 * bias, atol=1e-5)

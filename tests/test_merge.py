@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
 from mergelab.checkpoint import Checkpoint, ShardWriter
-from mergelab.output import sha256_of
+from mergelab.inputs import sha256_of
 
 
 def weights(folder):

@@ -298,7 +298,7 @@ def test_a_setting_that_it_does_not_have_is_refused(method):
 
 
 @every_method
-@pytest.mark.parametrize("wrong", ["0.5", None, [0.5], float("nan"), float("inf"), 10**400, -5], ids=str)
+@pytest.mark.parametrize("wrong", ["0.5", None, ["0.5"], [], float("nan"), float("inf"), 10**400, -5], ids=str)
 def test_a_setting_out_of_its_range_or_of_another_type_is_refused(method, wrong):
     for setting in method.settings:
         with pytest.raises(MergeError, match=re.escape(f"'{setting.name}' of {method.title} must be")):

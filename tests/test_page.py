@@ -123,6 +123,26 @@ def test_a_click_on_the_heatmap_opens_that_module_and_so_does_the_keyboard(page)
     expect(field).not_to_have_value("1 down · 128×384")
 
 
+def test_a_module_gets_an_eta_of_its_own_which_the_slider_leaves_alone(page):
+    box = page.locator("#heat .nsewdrag").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 7.5 / 28, box["y"] + box["height"] / 2)
+    expect(page.locator("#module input")).to_have_value("1 down · 128×384")
+    page.locator("#override-value textarea, #override-value input").first.fill("100")
+    page.click("#override-module")
+    expect(page.locator("#overrides")).to_contain_text("eta = 100 in model.layers.1.mlp.down_proj.weight")
+    expect(page.locator("#readout")).to_contain_text("The η of 1 of 28 modules is their own")
+    before = cells(page)
+    slider = page.get_by_role("slider", name="η (eta)").first
+    slider.focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#heat .ml-plot")).to_have_attribute("data-eta", "60")
+    after = cells(page)
+    assert [i for i, (old, new) in enumerate(zip(before, after)) if old == new] == [7, 35, 63, 91]
+    page.get_by_role("button", name="Recipe as YAML").click()
+    expect(page.locator(".cm-content").first).to_contain_text("filter: model.layers.1.mlp.down_proj.weight")
+
+
 def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(page, lab):
     merged(page)
     run = list(lab.runs.values())[-1]

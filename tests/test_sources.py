@@ -1,91 +1,25 @@
 """Where a model may come from: a folder, a bundled name, the Hub (here a stand-in on this machine)."""
 
-import json
-import os
-import re
-import subprocess
-import sys
-import threading
-from functools import partial
-from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
+from hub import COMMIT, TOKEN, mergelab, surroundings
 from making import merged, noise, recipe_of, tiny, write_adapter, write_model
 
+from mergelab import MergeError
 from mergelab.assets import bundled
 from mergelab.plan import plan
-from mergelab.sources import folder_of
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from mergelab.sources import folder_of, revision_of
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of the Hub to download a model; the models are the folders of `root`."""
-
-    def __init__(self, root, asked, *arguments):
-        self.root, self.asked = root, asked
-        super().__init__(*arguments)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        self.asked.append(path)
-        if match := re.fullmatch(r"/api/models/(\w+/\w+)/(revision|tree)/(\w+)", path):
-            model, what, revision = match.groups()
-            if not (self.root / model).is_dir():
-                return self.say(404, b"", {"X-Error-Code": "RepoNotFound"})
-            if revision not in ("main", COMMIT):
-                return self.say(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            files = sorted((self.root / model).iterdir())
-            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": oid(f)} for f in files]
-            about = {"id": model, "sha": COMMIT, "siblings": [{"rfilename": f.name} for f in files]}
-            return self.say(200, json.dumps(tree if what == "tree" else about).encode())
-        model, name = re.fullmatch(rf"/(\w+/\w+)/resolve/{COMMIT}/(.+)", path).groups()
-        file = self.root / model / name
-        self.say(200, file.read_bytes(), {"ETag": f'"{oid(file)}"', "X-Repo-Commit": COMMIT})
-
-    def say(self, status, body, headers=None):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
-def oid(file):
-    return sha1(file.read_bytes()).hexdigest()
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """The folder behind a stand-in for the Hub, its address, and the list of what it was asked for."""
-    (tmp_path / "hub").mkdir()
-    asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, tmp_path / "hub", asked))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield tmp_path / "hub", f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
-
-
-def command_line(tmp_path, address, base, expert):
+def command_line(tmp_path, address, base, expert, **env):
     """`mergelab merge` in a process of its own, whose Hub is at an address."""
     (tmp_path / "recipe.yaml").write_text(recipe_of(base, expert, method="star").to_yaml())
-    own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HTTP", "ALL_PROXY"))}
-    command = [sys.executable, "-m", "mergelab", "merge", tmp_path / "recipe.yaml", tmp_path / "out"]
-    return subprocess.run(command, env=kept | own, capture_output=True, text=True)
+    return mergelab(
+        "merge", tmp_path / "recipe.yaml", tmp_path / "out", env=surroundings(address, tmp_path / "cache", **env)
+    )
 
 
 def test_models_of_the_hub_are_downloaded_without_pickles_and_code(hub, tmp_path):
-    root, address, asked = hub
+    root, address, asked, _ = hub
     base = write_model(root / "org/base", tiny())
     for name in ("pytorch_model.bin", "modeling_tiny.py", "tokenizer.json"):
         (base / name).write_text("{}")
@@ -94,13 +28,13 @@ def test_models_of_the_hub_are_downloaded_without_pickles_and_code(hub, tmp_path
     done = command_line(tmp_path, address, "org/base", "org/lora@main")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/model.safetensors").is_file() and (tmp_path / "out/tokenizer.json").is_file()
-    assert not any(path.endswith((".bin", ".py")) for path in asked)
+    assert not any(path.endswith((".bin", ".py")) for path, _ in asked)
     again = merged(recipe_of(base, root / "org/lora", method="star"), tmp_path / "again")
     assert again.sha256["model.safetensors"] in done.stdout
 
 
 def test_a_model_that_the_hub_does_not_have_is_one_clear_line(hub, tmp_path):
-    root, address, _ = hub
+    root, address, _, _ = hub
     write_model(root / "org/base", tiny())
     done = command_line(tmp_path, address, "org/base", "org/absent")
     assert (done.returncode, done.stdout) == (1, "")
@@ -110,6 +44,39 @@ def test_a_model_that_the_hub_does_not_have_is_one_clear_line(hub, tmp_path):
     done = command_line(tmp_path, address, "org/base@v9", "org/base")
     assert "the Hub has no revision 'v9' of it" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_private_model_needs_a_token_which_is_never_shown_nor_kept(hub, tmp_path):
+    root, address, _, _ = hub
+    write_model(root / "secret/base", tiny())
+    done = command_line(tmp_path, address, "secret/base", "secret/base")
+    assert done.returncode == 1 and "or it is private: log in with `hf auth login`, or set HF_TOKEN" in done.stderr
+    done = command_line(tmp_path, address, "secret/base", "secret/base", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    files = [
+        path for path in tmp_path.rglob("*") if path.is_file() and "hub" not in path.relative_to(tmp_path).parts[:1]
+    ]
+    assert files and not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_connection_that_dies_midway_is_taken_up_where_it_broke_off(hub, tmp_path):
+    root, address, _, dies = hub
+    base = write_model(root / "org/base", tiny())
+    dies["model.safetensors"] = 1
+    done = command_line(tmp_path, address, "org/base", "org/base")
+    assert done.returncode == 0, done.stderr
+    again = merged(recipe_of(base, base, method="star"), tmp_path / "again")
+    assert again.sha256["model.safetensors"] in done.stdout
+    assert dies["model.safetensors"] == 0
+
+
+def test_a_folder_has_no_revisions_and_a_snapshot_of_the_hub_is_one(tmp_path):
+    base = write_model(tmp_path / "base", tiny())
+    with pytest.raises(MergeError, match="a folder has no revisions"):
+        folder_of(f"{base}@main")
+    assert revision_of(tmp_path / "hub/models--org--base/snapshots" / COMMIT) == COMMIT
+    assert revision_of(base) is None and revision_of(tmp_path / COMMIT) is None
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(tmp_path):

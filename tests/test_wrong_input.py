@@ -108,7 +108,11 @@ EXPERTS = {
     "strange adapter": (lambda f: write_adapter(f, {"a.lora_magnitude": noise(2)}), "holds .*no LoRA matrix"),
     "pickled adapter": (pickled_adapter, "has no adapter_model.safetensors"),
     "another kind": (lambda folder: adapter(folder, peft_type="IA3"), "is of the kind IA3"),
-    "DoRA": (lambda folder: adapter(folder, use_dora=True), "uses 'use_dora'"),
+    "DoRA without magnitudes": (
+        lambda folder: adapter(folder, use_dora=True),
+        "magnitude of 'a.weight' .* fits no pair",
+    ),
+    "a routed adapter": (lambda folder: adapter(folder, arrow_config={"k": 1}), "uses 'arrow_config'"),
     "PiSSA": (lambda folder: adapter(folder, init_lora_weights="pissa_niter_4"), "changed the base itself"),
     "alpha": (lambda folder: adapter(folder, lora_alpha="16"), "no usable lora_alpha"),
     "alpha pattern": (lambda folder: adapter(folder, alpha_pattern={"[": 3}), "not a valid pattern"),

@@ -9,8 +9,8 @@ from mergelab.maths.sparse import at_l1, middling
 from mergelab.method import Knob, Layer, Merged, merge_method
 from mergelab.methods.dare import Normalize, Rescale, Scale, added_up
 
-Density = Annotated[float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.9)]
-Gamma = Annotated[float, Knob(0, 0.5, "share of the largest entries that is left out", step=0.005)]
+Density = Annotated[float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.9, each=True)]
+Gamma = Annotated[float, Knob(0, 0.5, "share of the largest entries that is left out", step=0.005, each=True)]
 
 
 @merge_method("Breadcrumbs", paper="2312.06795", base_apart=True)
@@ -55,6 +55,8 @@ def breadcrumbs_ties(
 def _kept(layer: Layer, density: float, gamma: float, rescale: bool) -> Tensor:
     if density == 1:
         return layer.dense
-    size = layer.base.numel()
-    kept = [middling(delta, int(density * size), int(gamma * size)) for delta in layer.dense]
-    return torch.stack([at_l1(part, delta) if rescale else part for part, delta in zip(kept, layer.dense)])
+    size, kept = layer.base.numel(), []
+    for share, outliers, delta in zip(layer.each(density), layer.each(gamma), layer.dense):
+        part = delta if share == 1 else middling(delta, int(share * size), int(outliers * size))
+        kept.append(at_l1(part, delta) if rescale else part)
+    return torch.stack(kept)

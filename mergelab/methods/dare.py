@@ -9,7 +9,7 @@ from mergelab.maths.signs import conflict_share
 from mergelab.maths.sparse import at_l1, shares_kept, summed
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
-Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept", step=0.01, start=0.5)]
+Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept", step=0.01, start=0.5, each=True)]
 Scale = Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)]
 Rescale = Annotated[bool, Switch("scale what is kept back to the old sum of magnitudes")]
 Normalize = Annotated[bool, Switch("divide by the weights of those that took part")]
@@ -45,9 +45,11 @@ def dare_ties(
 def _dropped(layer: Layer, density: float, rescale: bool) -> Tensor:
     if density == 1:
         return layer.dense
-    drawn = [layer.noise(i, *layer.base.shape) < density for i in range(len(layer.deltas))]
-    kept = [torch.where(mask, delta, 0) for mask, delta in zip(drawn, layer.dense)]
-    return torch.stack([at_l1(k, delta) if rescale else k for k, delta in zip(kept, layer.dense)])
+    kept = []
+    for i, (share, delta) in enumerate(zip(layer.each(density), layer.dense)):
+        part = delta if share == 1 else torch.where(layer.noise(i, *delta.shape) < share, delta, 0)
+        kept.append(at_l1(part, delta) if rescale else part)
+    return torch.stack(kept)
 
 
 def added_up(layer: Layer, kept: Tensor, scale: float, *, agree: bool, normalize: bool) -> Merged:

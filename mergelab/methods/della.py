@@ -9,9 +9,9 @@ from mergelab.maths.sparse import at_l1, ranks_in_rows
 from mergelab.method import Knob, Layer, Merged, merge_method
 from mergelab.methods.dare import Normalize, Rescale, Scale, added_up
 
-Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept, in the mean", step=0.01, start=0.5)]
+Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept, in the mean", step=0.01, start=0.5, each=True)]
 Epsilon = Annotated[
-    float, Knob(0, 0.49, "the largest entry's chance is this much higher, the smallest's lower", step=0.01)
+    float, Knob(0, 0.49, "the largest entry's chance is this much higher, the smallest's lower", step=0.01, each=True)
 ]
 
 
@@ -66,8 +66,8 @@ def _dropped(layer: Layer, density: float, epsilon: float, rescale: bool) -> Ten
     if density == 1:
         return layer.dense
     kept = []
-    for i, delta in enumerate(layer.dense):
-        drawn = layer.noise(i, *delta.shape) < chances(delta, density, epsilon)
-        part = torch.where(drawn, delta, 0)
+    for i, (share, reach, delta) in enumerate(zip(layer.each(density), layer.each(epsilon), layer.dense)):
+        drawn = layer.noise(i, *delta.shape) < chances(delta, share, reach)
+        part = delta if share == 1 else torch.where(drawn, delta, 0)
         kept.append(at_l1(part, delta) if rescale else part)
     return torch.stack(kept)

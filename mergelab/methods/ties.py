@@ -13,7 +13,9 @@ from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 def ties(
     layer: Layer,
     *,
-    density: Annotated[float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.2)] = 1.0,
+    density: Annotated[
+        float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.2, each=True)
+    ] = 1.0,
     lambda_: Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)] = 1.0,
     normalize: Annotated[bool, Switch("divide by the weights of those that agree")] = True,
 ) -> Merged:
@@ -26,8 +28,9 @@ def ties(
     unweighted). `density` is 1 where a recipe is silent; the paper uses 0.2. Entries that tie with the last one kept
     are kept too.
     """
-    count = max(1, int(density * layer.base.numel())) if density < 1 else layer.base.numel()
-    thresholds = [threshold_keeping(delta.abs(), count) for delta in layer.entries]
+    size = layer.base.numel()
+    counts = [max(1, int(share * size)) if share < 1 else size for share in layer.each(density)]
+    thresholds = [threshold_keeping(delta.abs(), count) for delta, count in zip(layer.entries, counts)]
     kept, opposed, delta = torch.zeros(len(thresholds), dtype=torch.long), [], layer.base.new_empty(layer.base.shape)
     for result, *parts in blocks(delta, *layer.entries):
         trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)

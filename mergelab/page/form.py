@@ -1,16 +1,21 @@
 """The left column: everything a recipe holds, as widgets. The knobs are drawn from each method's declaration."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import gradio as gr
+import yaml
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import START, Lab
+from mergelab.mergekit_yaml import number
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
+from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.recipe import DTYPES, Expert, Recipe
+from mergelab.varying import mapped, shown, well_formed
 
 # What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
 FAMILIES = {
@@ -34,6 +39,8 @@ class Form:
     then: gr.Radio
     steps: dict[str, gr.Group]
     seed: gr.Number
+    overrides: gr.Dropdown
+    rest: gr.State  # what a recipe has and no widget shows
     weights: gr.Textbox
     dtype: gr.Dropdown
     embeddings: gr.Checkbox
@@ -47,6 +54,7 @@ class Form:
     def inputs(self) -> set:
         """All that a recipe is read from."""
         plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings, self.then, self.seed}
+        plain |= {self.overrides, self.rest}
         return plain | set(self.knobs.values())
 
     @property
@@ -63,15 +71,18 @@ class Form:
             raise MergeError("No base is chosen. Pick the model that the experts were fine-tuned from.")
         if not sources:
             raise MergeError("No expert is chosen. Pick at least two models fine-tuned from the base.")
+        rest = data[self.rest] or {}
+        own = [rest.get("own", {}).get(source, {}) for source in sources]
         return Recipe(
             base=str(data[self.base]).strip(),
-            experts=tuple(map(Expert, sources, weights)),
+            experts=tuple(map(Expert, sources, weights, own)),
             method=method.name,
-            settings=self._settings(method, data),
+            settings=method.checked(with_overrides(self._settings(method, data), data[self.overrides] or [])),
             dtype=None if data[self.dtype] == KEEP else data[self.dtype],
             decompose_embeddings=bool(data[self.embeddings]),
             seed=max(0, int(data[self.seed] or 0)),
             then={step: self._settings(STEPS[step], data) for step in STEPS if step == data[self.then]},
+            **rest.get("fields", {}),
         )
 
     def _settings(self, method: MergeMethod, data: Mapping[Any, Any]) -> dict[str, Any]:
@@ -81,8 +92,12 @@ class Form:
         """Updates that make the widgets say a recipe."""
         if recipe.method not in METHODS:
             raise MergeError(f"There is no merge method '{recipe.method}'.")
-        settings = METHODS[recipe.method].checked(recipe.settings)
-        weights = [f"{expert.weight:g}" for expert in recipe.experts]
+        method = METHODS[recipe.method]
+        settings, lines = apart(method.checked(recipe.settings))
+        settings = {
+            name: default if settings[name] is None else settings[name] for name, default in method.checked({}).items()
+        }
+        weights = [shown(expert.weight) for expert in recipe.experts]
         return {
             self.base: recipe.base,
             self.experts: [expert.source for expert in recipe.experts],
@@ -92,6 +107,8 @@ class Form:
             self.embeddings: recipe.decompose_embeddings,
             self.seed: recipe.seed,
             self.then: next(iter(recipe.then), NOTHING),
+            self.overrides: gr.update(value=lines, choices=lines),
+            self.rest: _rest(recipe),
             **{self.knobs[recipe.method, name]: value for name, value in settings.items()},
             **{self.knobs[s, name]: v for s, given in recipe.then.items() for name, v in _step(s, given).items()},
             **self.shown(recipe.method),
@@ -135,6 +152,16 @@ def draw_form(lab: Lab) -> Form:
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
+    form.overrides = gr.Dropdown(
+        [],
+        value=[],
+        label="Settings for some modules alone",
+        info="Click a cell of the heatmap to set one; × takes it away.",
+        multiselect=True,
+        allow_custom_value=True,
+        elem_id="overrides",
+    )
+    form.rest = gr.State({})
     with gr.Row(elem_id="verbs"):
         form.analyse = gr.Button("Analyse", min_width=70)
         form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
@@ -160,6 +187,19 @@ def draw_form(lab: Lab) -> Form:
         apply = gr.Button("Apply this text to the form", size="sm")
 
     form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
+
+    def checked(data: dict) -> Any:
+        """The status line of a quick look at what is picked; bundled models are analysed at once instead."""
+        if all(source in names for source in (data[form.base], *(data[form.experts] or []))):
+            return gr.skip()
+        try:
+            found = lab.check(form.recipe(data))
+        except MergeError as error:
+            return saying(str(error), "bad")
+        return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
+
+    picked = [form.base.input, form.experts.input]
+    gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
@@ -208,13 +248,20 @@ def _symbol(name: str) -> str:
     return {"eta": "η (eta)", "lambda": "λ (lambda)"}.get(name, name)
 
 
-def _weights(text: str | None, count: int) -> list[float]:
-    parts = [part for part in (text or "").replace(";", ",").split(",") if part.strip()]
-    if not parts:
+def _rest(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says that no widget shows: it goes back into the recipe as it is."""
+    shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
+    plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
+    return {"fields": plain, "own": {expert.source: dict(expert.settings) for expert in recipe.experts}}
+
+
+def _weights(text: str | None, count: int) -> list[Any]:
+    if not (text or "").strip():
         return [1.0] * count
     try:
-        weights = [float(part) for part in parts]
-    except ValueError:
+        weights = [well_formed(w, "A weight") for w in yaml.safe_load(f"[{text.replace(';', ',').strip().strip(',')}]")]
+        weights = [mapped(weight, lambda value: number(value, "A weight")) for weight in weights]
+    except (yaml.YAMLError, MergeError):
         raise MergeError(f"Weights must be numbers with commas between, not '{text}'.") from None
     if len(weights) != count:
         raise MergeError(f"There are {count} experts and {len(weights)} weights. Give one weight for each, or none.")

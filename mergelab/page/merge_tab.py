@@ -11,7 +11,9 @@ from mergelab.lab_repair import RepairLab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
+from mergelab.page.push import draw_push
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
+from mergelab.varying import shown
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
@@ -37,6 +39,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> gr
         headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
     )
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
+    draw_push(lab, merged, form.status)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
     with gr.Accordion("Report: a row per module and expert", open=False):
@@ -116,6 +119,4 @@ def _line(run: Run, scores: list[Score]) -> list[Any]:
 
 
 def _settings(run: Run) -> str:
-    words = {True: "on", False: "off"}
-    values = {n: words[v] if isinstance(v, bool) else f"{v:g}" for n, v in run.recipe.settings.items()}
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "no settings"
+    return ", ".join(f"{name} {shown(value)}" for name, value in run.recipe.settings.items()) or "no settings"

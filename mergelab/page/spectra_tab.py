@@ -10,10 +10,12 @@ from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import Lab, Step, saved_analysis, start_analysis
 from mergelab.page.form import Form
+from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.recipe import Recipe
 from mergelab.report import Report
+from mergelab.varying import elsewhere
 
 LOOK_HEAT = (
     "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "
@@ -65,6 +67,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
     heat = PlotlyPanel(plots.fact_heatmap(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
     gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
+    draw_overrides(form, modules)
     lines = PlotlyPanel(plots.spectra(start, first, eta), label="Spectra", elem_id="lines", height=360)
     gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
     with gr.Column(visible=False) as joint_part:
@@ -131,7 +134,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
 
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input, form.then.input]
+    changes = [form.method.input, form.experts.input, form.base.input, form.then.input, form.overrides.change]
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()
@@ -151,7 +154,8 @@ def _report(lab: Lab, key: str) -> Report:
 
 def _eta(report: Report) -> float | None:
     """Where the pictures cut: STAR's η; None under another method."""
-    return report.recipe["parameters"]["eta"] if report.recipe["merge_method"] == "star" else None
+    eta = elsewhere(report.recipe["parameters"]["eta"]) if report.recipe["merge_method"] == "star" else None
+    return eta[0] if isinstance(eta, list) else eta
 
 
 def _modules(report: Report) -> list[tuple[str, str]]:

@@ -1,0 +1,42 @@
+"""A row under the heatmap that gives a setting another value for the module chosen there, its kind, or its layer.
+
+What is set so is listed in the recipe column, where each can be taken away again.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from mergelab.method import METHODS
+from mergelab.page.filters import parsed, parts_of, place_of
+from mergelab.page.form import Form
+from mergelab.page.telling import LIGHT, told
+
+
+def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
+    """A row under the heatmap: a setting and a value for the module that is chosen there, its kind, or its layer."""
+    with gr.Row(elem_id="override"):
+        names = [setting.name for setting in METHODS[form.method.value].settings]
+        setting = gr.Dropdown(names, value=names[0], label="Set", scale=1, min_width=110, elem_id="override-setting")
+        value = gr.Textbox("60", label="to", scale=1, min_width=70, elem_id="override-value")
+        words = {"module": "for this module", "kind": "for all of its kind", "layer": "for its layer"}
+        buttons = {
+            scope: gr.Button(text, size="sm", min_width=110, elem_id=f"override-{scope}")
+            for scope, text in words.items()
+        }
+
+    def knobs(method: str) -> Any:
+        names = [s.name for s in METHODS[method].settings]
+        return gr.update(choices=names, value=names[0] if names else None)
+
+    def added(scope: str) -> Any:
+        def more(module: str, name: str, text: str, lines: list[str]) -> list[str]:
+            new = f"{name} = {text} in {parts_of(module)[scope]}"
+            parsed(new)
+            return [new, *(old for old in lines or [] if place_of(old) != place_of(new))]
+
+        return told(more)
+
+    form.method.change(knobs, form.method, setting, **LIGHT)
+    for scope, button in buttons.items():
+        button.click(added(scope), [modules, setting, value, form.overrides], form.overrides, **LIGHT)

@@ -1,0 +1,80 @@
+"""A model as a LoRA adapter: exact where the rank suffices, the best there is where not; what is left out is told."""
+
+import json
+
+import pytest
+import torch
+from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+
+from mergelab import MergeError, plan
+from mergelab.__main__ import main
+from mergelab.checkpoint import Checkpoint
+from mergelab.export import export_lora
+
+
+@pytest.fixture
+def thin(tmp_path):
+    """A base, and a full model that differs from it by matrices of rank 2."""
+    base = write_model(tmp_path / "base", tiny())
+    pair = {f"{m}.lora_A.weight": noise(2, i, seed=i) for m, i in (("a", 8), ("b", 6))}
+    pair |= {f"{m}.lora_B.weight": noise(o, 2, seed=3 * o) for m, o in (("a", 6), ("b", 8))}
+    merged(recipe_of(base, write_adapter(tmp_path / "lora", pair)), tmp_path / "full")
+    return base, tmp_path / "full"
+
+
+def test_an_export_of_enough_rank_gives_the_model_back(thin, tmp_path):
+    base, full = thin
+    report = finished(export_lora(str(full), str(base), tmp_path / "out", 4))
+    assert report.errors.keys() == {"a.weight", "b.weight"} and report.worst < 1e-5
+    assert set(report.ranks.values()) <= {2, 3, 4}  # rounding of the stored weights may add directions
+    layer = plan(recipe_of(base, tmp_path / "out")).layer("a.weight", "cpu")
+    assert torch.allclose(layer.base + layer.dense[0], Checkpoint(full, "full")["a.weight"], atol=1e-6)
+
+
+def test_the_error_is_that_of_the_best_approximation(tmp_path):
+    base = write_model(tmp_path / "base", tiny())
+    full = write_model(tmp_path / "full", shifted(tiny(), 1))
+    report = finished(export_lora(str(full), str(base), tmp_path / "out", 3))
+    for name in ("a.weight", "b.weight"):
+        delta = Checkpoint(full, "full")[name].double() - tiny()[name].double()
+        values = torch.linalg.svdvals(delta)
+        best = (values[3:].square().sum() / values.square().sum()).sqrt()
+        assert report.errors[name] == pytest.approx(float(best), rel=1e-4)
+    assert report.left_out.keys() == {"embed.weight", "b.bias", "conv.weight", "scale"}
+    assert "table of embeddings" in report.left_out["embed.weight"]
+    assert json.loads((tmp_path / "out/report.json").read_text())["errors"] == report.errors
+
+
+def test_matrices_that_lie_the_other_way_round_are_exported_so(tmp_path):
+    base = write_model(tmp_path / "base", tiny(), model_type="gpt2")
+    full = write_model(tmp_path / "full", shifted(tiny(), 1), model_type="gpt2")
+    finished(export_lora(str(full), str(base), tmp_path / "out", 8))
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["fan_in_fan_out"] is True
+    layer = plan(recipe_of(base, tmp_path / "out")).layer("a.weight", "cpu")
+    assert torch.allclose(layer.base + layer.dense[0], Checkpoint(full, "full")["a.weight"], atol=1e-5)
+
+
+def test_on_the_command_line_after_a_merge_and_of_any_model(thin, tmp_path, capsys):
+    base, full = thin
+    (tmp_path / "r.yaml").write_text(recipe_of(base, full).to_yaml())
+    assert main(["merge", str(tmp_path / "r.yaml"), str(tmp_path / "out"), "--lora", "2"]) == 0
+    assert main(["export", str(tmp_path / "out"), str(tmp_path / "again"), "--rank", "2"]) == 0
+    assert capsys.readouterr().out.count("2 matrices at rank 2") == 2
+    one, other = (tmp_path / name / "adapter_model.safetensors" for name in ("out-lora", "again"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "model, base, rank, message",
+    [
+        ("base", "base", 4, "No matrix of .* differs"),
+        ("full", "base", 0, "rank of an adapter must be a whole number"),
+        ("base", "wide", 4, "Only models of one shape"),
+        ("base", "lora", 4, "is an adapter, not a model"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(thin, tmp_path, model, base, rank, message):
+    write_model(tmp_path / "wide", tiny() | {"a.weight": torch.zeros(6, 9)})
+    with pytest.raises(MergeError, match=message):
+        finished(export_lora(str(tmp_path / model), str(tmp_path / base), tmp_path / "out", rank))
+    assert not (tmp_path / "out").exists()

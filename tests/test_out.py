@@ -1,0 +1,144 @@
+"""What a merge writes beside the weights, and how it deals these out: shards, tokenizer, template, card, hashes."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from test_fit import WORDS, model, write_tokens
+
+from mergelab import Expert, MergeError, Recipe, plan
+from mergelab.__main__ import main
+from mergelab.checkpoint import Checkpoint
+from mergelab.inputs import sha256_of
+from mergelab.mergekit_yaml import size
+
+
+def front(folder):
+    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+
+
+def test_weights_are_dealt_out_to_files_of_a_size_and_the_index_names_them(trio, tmp_path):
+    (tmp_path / "r.yaml").write_text(recipe_of(*trio).to_yaml())
+    assert main(["merge", str(tmp_path / "r.yaml"), str(tmp_path / "out"), "--shard-size", "400"]) == 0
+    assert main(["merge", str(tmp_path / "r.yaml"), str(tmp_path / "whole")]) == 0
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert (
+        files == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)] and len(files) > 1
+    )
+    out, whole = (Checkpoint(tmp_path / name, name) for name in ("out", "whole"))
+    assert out.keys() == whole.keys() and all((out[n] == whole[n]).all() for n in out)
+    held = {file: [n for n, entry in out.entries.items() if entry.file == file] for file in files}
+    for names in held.values():
+        assert len(names) == 1 or sum(out[n].numel() * out[n].element_size() for n in names) <= 400
+    again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
+    assert again.sha256 == {file: sha256_of(tmp_path / "out" / file) for file in files}
+
+
+def test_a_size_is_read_as_people_write_it():
+    assert [size(text, "size") for text in ("5GB", "500 mb", "1.5k", 7)] == [5 * 10**9, 5 * 10**8, 1500, 7]
+    for wrong in ("", "five", "-1", "0", "1XB", True, None, [1], "9" * 40):
+        with pytest.raises(MergeError, match="must be a number of bytes such as 5GB"):
+            size(wrong, "The size")
+
+
+@pytest.fixture
+def worded(tmp_path):
+    """A base and an expert with tokenizers; the expert's has one more token and a chat template."""
+    base = write_tokens(write_model(tmp_path / "base", model(rows=405)), WORDS)
+    expert = write_tokens(write_model(tmp_path / "expert", model(1, rows=405)), WORDS, added=["<new>"])
+    (base / "special_tokens_map.json").write_text("{}")
+    (expert / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ new }}", "model_max_length": 8}))
+    return base, expert
+
+
+def test_the_tokenizer_is_the_bases_or_that_of_the_named_model(worded, tmp_path):
+    base, expert = worded
+    merged(recipe_of(base, expert), tmp_path / "out")
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    merged(recipe_of(base, expert, tokenizer_source=str(expert)), tmp_path / "other")
+    assert (tmp_path / "other/tokenizer.json").read_bytes() == (expert / "tokenizer.json").read_bytes()
+    assert (tmp_path / "other/tokenizer_config.json").exists() and not (
+        tmp_path / "other/special_tokens_map.json"
+    ).exists()
+
+
+def test_a_chat_template_is_the_one_that_was_asked_for(worded, tmp_path):
+    base, expert = worded
+    shutil.copytree(expert, tmp_path / "third")
+    (tmp_path / "third/chat_template.jinja").write_text("{{ own }}")
+    merged(recipe_of(base, expert, expert, tmp_path / "third", chat_template="auto"), tmp_path / "out")
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ new }}"
+    merged(recipe_of(expert, base, chat_template="{{ asked }}"), tmp_path / "asked")
+    assert (tmp_path / "asked/chat_template.jinja").read_text() == "{{ asked }}"
+    assert json.loads((tmp_path / "asked/tokenizer_config.json").read_text()) == {"model_max_length": 8}
+
+
+def test_a_tokenizer_that_does_not_go_with_the_embeddings_is_refused(worded, tmp_path):
+    base, expert = worded
+    plain = write_model(tmp_path / "plain", model(1, rows=405))
+    for words, message in ((WORDS[::-1], "means other tokens"), ([*WORDS, *"abcdefg"], "has a token for row 406")):
+        write_tokens(expert, words)
+        with pytest.raises(MergeError, match=message):
+            plan(recipe_of(base, plain, tokenizer_source=str(expert)))
+    with pytest.raises(MergeError, match="no tokenizer files"):
+        plan(recipe_of(base, plain, tokenizer_source=str(plain)))
+
+
+def test_the_card_names_all_models_and_mergekit_only_where_it_runs(trio, tmp_path):
+    merged(recipe_of(*trio, method="ties"), tmp_path / "out")
+    assert front(tmp_path / "out")["tags"] == ["merge", "mergelab", "mergekit", "ties"]
+    merged(recipe_of(*trio, method="star"), tmp_path / "star")
+    merged(recipe_of(*trio, method="ties", decompose_embeddings=True), tmp_path / "extra")
+    merged(recipe_of(trio[0], trio[1], trio[1], method="ties"), tmp_path / "twice")
+    assert not any("mergekit" in front(tmp_path / name)["tags"] for name in ("star", "extra", "twice"))
+    assert front(tmp_path / "out")["base_model"] == ["base", "expert-1", "expert-2"]
+    shown = Recipe("org/base@v1", (Expert("org/base@v1+org/lora@v2"),), "star")
+    from mergelab.card import model_card
+
+    card = model_card(shown, plan(recipe_of(*trio)).method, merged(recipe_of(*trio), tmp_path / "any"), trio)
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["org/base", "org/lora"]
+
+
+def test_licences_that_differ_are_told(trio, tmp_path):
+    for folder, licence in zip(trio, ("mit", "mit", "llama3")):
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    merged(recipe_of(*trio[:2]), tmp_path / "same")
+    assert front(tmp_path / "same")["license"] == "mit"
+    merged(recipe_of(*trio), tmp_path / "out")
+    assert front(tmp_path / "out")["license"] == "other"
+    assert "expert-2: llama3" in (tmp_path / "out/README.md").read_text()
+
+
+def test_all_inputs_are_in_the_report_with_their_hashes(trio, tmp_path):
+    adapter = write_adapter(tmp_path / "lora", {"a.lora_A.weight": noise(2, 8), "a.lora_B.weight": noise(6, 2)})
+    report = merged(recipe_of(*trio, adapter), tmp_path / "out")
+    assert report.inputs == {
+        **{str(f): {"model.safetensors": sha256_of(f / "model.safetensors")} for f in trio},
+        str(adapter): {n: sha256_of(adapter / n) for n in ("adapter_config.json", "adapter_model.safetensors")},
+    }
+    assert json.loads((tmp_path / "out/report.json").read_text())["inputs"] == report.inputs
+    assert {"torch", "numpy", "safetensors"} <= report.versions.keys()
+
+
+def test_a_file_in_the_cache_of_the_hub_is_known_by_its_name(tmp_path):
+    digest = "ab" * 32
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / digest).write_text("not read")
+    folder = tmp_path / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / digest)
+    assert sha256_of(folder / "model.safetensors") == digest
+
+
+def test_an_adapter_in_the_written_recipe_stands_behind_its_base_as_mergekit_wants_it(trio, tmp_path):
+    adapter = write_adapter(tmp_path / "lora", {"a.lora_A.weight": noise(2, 8), "a.lora_B.weight": noise(6, 2)})
+    report = merged(recipe_of(trio[0], adapter, trio[1], method="ties"), tmp_path / "out")
+    written = Recipe.read(tmp_path / "out/recipe.yaml")
+    assert [expert.source for expert in written.experts] == [f"{trio[0]}+{adapter}", str(trio[1])]
+    assert merged(written, tmp_path / "again").sha256 == report.sha256
+
+
+def test_shifted_models_differ():
+    assert not (shifted(tiny(), 1)["a.weight"] == tiny()["a.weight"]).all()
