@@ -150,7 +150,7 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
     layout["xaxis"] |= {
         "title": {"text": "σ in the expert", "standoff": 4},
         "type": "log",
-        "dtick": "D2",
+        **_OCTAVES,
         "tickangle": 0,
     }
     told = "; ".join(
