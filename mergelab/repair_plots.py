@@ -23,6 +23,7 @@ _SHADES = {  # what bars are drawn of, in this order; the controls are pale
     f"without the expert, {REPAIRED}": "#fca5a5",
 }
 _SYMBOLS = {"merged": "circle-open", "repaired": "circle"}
+_OCTAVES = {"dtick": math.log10(2), "tickformat": ".2~r"}  # of a log axis: a tick at each factor of two
 _MOST_LABELS = 40  # of one axis
 _FLOOR = -10.0  # of log2: a ratio of a thousandth is as good as none
 
@@ -145,11 +146,11 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
     traces += [_key(whose, symbol) for whose, symbol in _SYMBOLS.items()]
     diagonal = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
     traces.append(_line("as the expert", [low, high], [low, high], diagonal) | {"mode": "lines", "hoverinfo": "skip"})
-    layout = _layout("σ here", {"type": "log", "dtick": "D2"})
+    layout = _layout("σ here", {"type": "log", **_OCTAVES})
     layout["xaxis"] |= {
         "title": {"text": "σ in the expert", "standoff": 4},
         "type": "log",
-        "dtick": "D2",
+        **_OCTAVES,
         "tickangle": 0,
     }
     told = "; ".join(

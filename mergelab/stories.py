@@ -37,7 +37,7 @@ STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and 
     ),
     "Numbers: two unrelated Llamas": (
         _recipe("numbers/french", "numbers/scratch-french"),
-        "weights",
+        "activations",
     ),
     LEFT: (None, "none"),
 }  # fmt: skip

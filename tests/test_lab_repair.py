@@ -178,3 +178,12 @@ def test_a_kept_merge_is_repaired_for_a_prompt_and_for_a_score_without_being_cha
     plain = {one.task: one.merged for one in lab.lab.scores(run)}
     assert all(lab.repaired_score(run, f"numbers/{task}") >= share for task, share in plain.items())
     assert lab.patch(run, "numbers/morse") is patch
+
+
+def test_two_unrelated_llamas_stay_hard_though_their_variance_comes_back(lab):
+    recipe, align = STORIES["Numbers: two unrelated Llamas"]
+    told = finished(lab.tell(Trial(recipe), align))
+    for report in told.outcome.reports:
+        assert min(one.ratio() for one in told.outcome.plain[report.task]) <= 0.05
+        assert all(one.ratio("repaired") == pytest.approx(1, abs=1e-2) for one in report.channels)
+        assert report.scores["plain average"] <= 0.02 and report.scores["repaired"] <= 0.5 < report.scores["expert"]
