@@ -122,7 +122,7 @@ def _check(recipe: Recipe, find: Callable[[str], Path]) -> Check:
         return Check(recipe.to_dict(), tuple(dict.fromkeys(problems)), tuple(notes), tuple(models))
     title, matrices = work.method.title, sum(work.decomposes(name) for name in work.names)
     rest = len(work.names) - matrices
-    merged = {f"{title}, by singular directions": matrices, f"{title}, by entries": rest}
+    merged = {f"{title}, as matrices": matrices, f"{title}, entry by entry": rest}
     merged = merged if is_spectral(work.method) else {title: len(work.names)}
     notes = tuple(dict.fromkeys([*work.notes, *notes]))
     return Check(recipe.to_dict(), (), notes, tuple(models), merged, dict(work.skipped), estimate(work))

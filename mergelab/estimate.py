@@ -9,6 +9,7 @@ import torch
 
 from mergelab.adapter import Adapter
 from mergelab.checkpoint import Entry
+from mergelab.errors import MergeError
 from mergelab.method import Layer, MergeMethod
 from mergelab.plan import Plan
 
@@ -51,7 +52,7 @@ def is_spectral(method: MergeMethod) -> bool:
     layers = [Layer("probe", base, tuple(deltas), torch.ones(3), decompose=either) for either in (True, False)]
     try:
         one, other = (method(layer, **method.checked({})).delta for layer in layers)
-    except (RuntimeError, ValueError, IndexError, AttributeError):
+    except (MergeError, RuntimeError, ValueError, IndexError):
         return True
     return not torch.allclose(one, other)
 

@@ -136,7 +136,8 @@ class Recipe:
         """Whether mergekit, given this recipe, would write the same weights (but for what is drawn at random)."""
         known = self.method in (*kit.COUNT_BASE, *kit.LEAVE_BASE)
         sources = [expert.source for expert in self.experts]
-        return known and not self._extras() and len({*sources}) == len(sources)
+        changing = self._extras().keys() - {"shard_size", "layers"}  # which change no number
+        return known and not changing and len({*sources}) == len(sources)
 
     def _extras(self) -> dict[str, Any]:
         """What stands under `mergelab:`: our keys that are not at their defaults."""

@@ -139,6 +139,19 @@ def test_dora_is_each_output_brought_to_its_trained_length(tmp_path, flipped):
     assert torch.allclose(delta(folder, tmp_path, base=base), wanted.T if flipped else wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_dora_on_a_table_that_is_merged_in_parts_is_as_on_the_whole(tmp_path, monkeypatch, flipped):
+    monkeypatch.setattr("mergelab.walk.PART", 8)
+    start = noise(6, 8, seed=7)
+    base = write_model(tmp_path / "base", {"embed_a.weight": (start.T if flipped else start).float()})
+    pair = {f"embed_{key}": tensor for key, tensor in PAIR.items()}
+    folder = write_adapter(tmp_path / "lora", pair | {"embed_a.lora_magnitude_vector": 1 + noise(6, seed=9).abs()})
+    merged(recipe_of(base, folder), tmp_path / "out")
+    wanted = start.T if flipped else start
+    wanted = wanted + delta(folder, tmp_path, "embed_a.weight", base)
+    assert torch.allclose(Checkpoint(tmp_path / "out", "out")["embed_a.weight"].double(), wanted, atol=1e-5)
+
+
 def test_dora_on_an_embedding_brings_its_columns_to_their_length(tmp_path):
     base, length = write_model(tmp_path / "base", tiny()), 1 + noise(6, seed=9).abs()
     pair = {"embed.lora_embedding_A": noise(2, 11, seed=1), "embed.lora_embedding_B": noise(6, 2, seed=2)}

@@ -33,7 +33,7 @@ def test_a_recipe_that_can_be_merged_says_what_would_happen(pair, tmp_path, caps
     assert main(["check", str(tmp_path / "r.yaml"), "--json", str(tmp_path / "check.json")]) == 0
     said = capsys.readouterr().out
     wanted = [
-        "merged: 2 tensors, STAR, by singular directions",
+        "merged: 2 tensors, STAR, as matrices",
         "not merged: steps: I64",
         "says it was made from org/base",
     ]
@@ -42,7 +42,7 @@ def test_a_recipe_that_can_be_merged_says_what_would_happen(pair, tmp_path, caps
     found = json.loads((tmp_path / "check.json").read_text())
     kinds = [model["kind"] for model in found["models"]]
     assert kinds == ["base", "full model", "adapter", "model with an adapter"]
-    assert found["merged"] == {"STAR, by singular directions": 2, "STAR, by entries": 4} and found["problems"] == []
+    assert found["merged"] == {"STAR, as matrices": 2, "STAR, entry by entry": 4} and found["problems"] == []
 
 
 def test_the_bundled_recipe_can_be_merged():
@@ -103,6 +103,7 @@ def test_the_estimate_has_the_written_size_right(pair, tmp_path):
 
 
 def test_a_method_is_spectral_if_decomposing_makes_a_difference():
+    assert all(is_spectral(method) in (True, False) for method in METHODS.values())
     assert {name: is_spectral(METHODS[name]) for name in ("star", "drm_h", "linear", "ties")} == {
         "star": True, "drm_h": True, "linear": False, "ties": False,
     }  # fmt: skip

@@ -56,6 +56,18 @@ def test_a_vocabulary_policy_merges_the_rows_it_says_and_leaves_the_others_the_b
     assert any("rows" in note and "expert" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("rows", [9, 15])
+def test_some_rows_of_a_fitted_tensor_are_those_of_the_whole(base, tmp_path, rows):
+    expert = write_model(tmp_path / "expert", model(1, rows))
+    for policy in ("base", "common"):
+        view = plan(recipe_of(base, expert, vocabulary=policy)).experts[0].checkpoint
+        for name in ("model.embed_tokens.weight", "model.a.weight"):
+            whole = view[name]
+            assert whole.shape == Checkpoint(base, "base")[name].shape
+            for some in (slice(0, 4), slice(4, 6), slice(7, 11), slice(10, 11)):
+                assert torch.equal(view.read(name, some), whole[some])
+
+
 def test_tokenizers_that_mean_other_tokens_by_the_same_rows_are_refused(base, tmp_path):
     expert = write_tokens(write_model(tmp_path / "expert", model(1)), WORDS[::-1])
     write_tokens(base, WORDS)

@@ -30,7 +30,7 @@ ROOMS = {
     "plots": "report varying",
     "__init__": "merge devices plan method recipe report errors",
     "check": "estimate provenance headers plan method recipe sources vocabulary checkpoint errors",
-    "estimate": "plan adapter checkpoint method",
+    "estimate": "plan adapter checkpoint method errors",
     "export": "output plan fit checkpoint sources maths errors",
     "push": "sources errors",
     "merge": "diagnosis output inputs journal walk measure store devices plan method maths report errors",

@@ -87,7 +87,7 @@ def test_a_tokenizer_that_does_not_go_with_the_embeddings_is_refused(worded, tmp
 
 
 def test_the_card_names_all_models_and_mergekit_only_where_it_runs(trio, tmp_path):
-    merged(recipe_of(*trio, method="ties"), tmp_path / "out")
+    merged(recipe_of(*trio, method="ties", shard_size=400), tmp_path / "out")
     assert front(tmp_path / "out")["tags"] == ["merge", "mergelab", "mergekit", "ties"]
     merged(recipe_of(*trio, method="star"), tmp_path / "star")
     merged(recipe_of(*trio, method="ties", decompose_embeddings=True), tmp_path / "extra")
