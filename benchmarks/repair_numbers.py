@@ -35,7 +35,7 @@ WAYS = (
     ("prompts without answers", {"answers": False}),
     ("scale only (rms)", {"how": How("rms")}),
     ("shift only", {"how": How("shift")}),
-    ("first positions counted too", {"how": How(drop_first=False)}),
+    ("first positions left out", {"how": How(drop_first=True)}),
     ("branch outputs", {"preset": "branches"}),
     ("norms", {"preset": "norms"}),
     ("the authors' sites", {"preset": "official"}),

@@ -16,12 +16,13 @@ from mergelab.merge import merge
 from mergelab.model import Running, running
 from mergelab.plan import plan
 from mergelab.recipe import Expert, Recipe
-from mergelab.repair import Patch, applied, repair, sites, statistics
+from mergelab.repair import How, Patch, applied, fit, repair, sites, statistics
 from mergelab.repair.calibration import batches_of
 from mergelab.repair.export import folded
 from mergelab.tasks import exact_match
 
 SKILLS = ("french", "german")
+OTHER_WAYS = {"first positions left out": How(drop_first=True), "by scale alone (rms)": How("rms")}
 
 
 def opened(folder: Path) -> Running:
@@ -60,6 +61,12 @@ def measured(models: dict[str, Running], skill: str, samples: int, prompts: int)
         "average of both": score(average, skill, prompts),
         "average, repaired": score(average, skill, prompts, patch),
     }
+    for name, how in OTHER_WAYS.items():
+        found = statistics(expert.model, batches, where, drop_first=how.drop_first)
+        shares[f"…, {name}"] = score(average, skill, prompts, fit(average.model, found, batches, where, how=how))
+    maps = [site.name for site in where if site.kind == "linear" and site.side == "out"]
+    some = sites(average.model, maps)
+    shares["…, outputs of linear maps alone"] = score(average, skill, prompts, fit(average.model, goals, batches, some))
     for name, run in (("base", models["base"]), ("the other expert", models["other"])):
         same, _ = repair(run.model, goals, batches, where, task=skill)
         shares[f"control: {name}, repaired"] = score(run, skill, prompts, same)

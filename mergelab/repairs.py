@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -26,7 +27,7 @@ from mergelab.repair.head import has_head, with_head
 from mergelab.repair.statistics import Batch
 from mergelab.report import RepairReport
 from mergelab.sources import folder_of
-from mergelab.tasks import Task, exact_match, own_task
+from mergelab.tasks import exact_match, own_pictures, own_task, right_labels
 
 Score = Callable[[nn.Module], float]
 _NAME = re.compile(r"[\w.-]+")
@@ -90,12 +91,14 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
         base = _base(order, tasks)
         for task in tasks:
             yield f"repairing for {task.name}"
-            body = with_head(merged.model, running(task.folder).model) if has_head(merged.model) else merged.model
+            headed = partial(with_head, expert=running(task.folder).model) if has_head(merged.model) else lambda m: m
+            body = headed(merged.model)
             about = {"task": task.name, "target": order.target, "merged": sha256}
             patch, report = repair(body, task.goals, task.batches, where, order.how, **about)
             scores = _scores(task, body, patch)
             for name, model in _controls(order, task, base, Path(scratch)) if task.score else ():
                 yield f"scoring {task.name}: {name}"
+                model = headed(model)
                 again = repaired_score(model, task.goals, task.batches, where, task.score, order.how)
                 scores |= {name: task.score(model), f"{name}, repaired": again}
             report = replace(report, scores=scores)
@@ -149,7 +152,7 @@ def _check(order: Order) -> None:
     if order.without and order.recipe is None:
         raise MergeError("The merge without an expert can only be made where the recipe is known. Name the recipe.")
     for task in order.wanted:
-        if task.data is None and own_task(task.expert) is None:
+        if task.data is None and own_task(task.expert) is None and own_pictures(task.expert) is None:
             raise MergeError(f"There is no calibration data for '{task.name}'. Give a file of prompts: --data FILE.")
 
 
@@ -172,7 +175,7 @@ def _measured(
         elif not order.unaligned:
             names = order.wanted[0].name, wanted.name
             check_coordinates(first.model, expert.model, tasks[0].batches[0], where, names)
-        score = _score(own_task(wanted.expert), merged)
+        score = _score(wanted.expert, merged)
         found = score(expert.model) if score else None
         tasks.append(_Task(wanted.name, wanted.expert, folder, batches, goals, score, found))
     if order.target == "task":
@@ -190,6 +193,8 @@ def _samples(order: Order) -> int:
 
 
 def _batches(wanted: Wanted, expert: Running, most: int) -> list[Batch]:
+    if wanted.data is None and (pictures := own_pictures(wanted.expert)):
+        return [{"pixel_values": pictures.calibration.images[:most]}]
     if wanted.data is None:
         return batches_of(expert, own_task(wanted.expert).calibration[:most])
     if wanted.data.endswith(".safetensors"):
@@ -197,8 +202,11 @@ def _batches(wanted: Wanted, expert: Running, most: int) -> list[Batch]:
     return batches_of(expert, read_samples(wanted.data)[:most])
 
 
-def _score(own: Task | None, merged: Running) -> Score | None:
-    """The exact match on a bundled task's held-out prompts, 0…1."""
+def _score(source: str, merged: Running) -> Score | None:
+    """The exact match on a bundled expert's held-out prompts, or its share of right labels, 0…1."""
+    own, pictures = own_task(source), own_pictures(source)
+    if pictures is not None:
+        return lambda model: float(right_labels(model, pictures.test).float().mean())
     if own is None or merged.tokenizer is None:
         return None
     return lambda model: float(exact_match(model, merged.tokenizer, own.test).float().mean())

@@ -295,3 +295,13 @@ def test_what_is_asked_wrongly_is_one_line_and_writes_nothing(trio_of_llamas, tm
     assert asked(recipe, "--out", prompts.parent) == 1
     assert "exists already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_bundled_image_experts_need_no_data_and_are_scored_with_their_controls(tmp_path, capsys):
+    recipe = recipe_of("digits/base", "digits/upright", "digits/invert")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert asked(tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--samples", 128) == 0
+    assert "base, repaired" in capsys.readouterr().out
+    report = RepairReport.from_json((tmp_path / "out/invert/repair.json").read_text(encoding="utf-8"))
+    assert report.scores["repaired"] >= report.scores["merged"] - 0.03
+    assert report.scores["repaired"] >= report.scores["base, repaired"] + 0.1

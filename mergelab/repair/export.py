@@ -114,7 +114,7 @@ Mode: {patch.mode}. Samples: {patch.samples} ({patch.tokens} rows). Variance rat
 {before:.3f}, {after:.3f}. Channels dead: {report.dead}, clamped: {report.clamped}, skipped: {report.skipped}.
 Largest |hooked - folded| of the outputs in float32: {report.difference:.2g}.
 
-## Exact match on held-out prompts
+## Right on held-out data
 
 {scores}
 

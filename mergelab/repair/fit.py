@@ -35,7 +35,7 @@ class How:
     mode: str = "affine"
     clamp: float = 10.0
     prior: float = 0.0
-    drop_first: bool = True
+    drop_first: bool = False
     at_once: bool = True
 
     def __post_init__(self) -> None:

@@ -17,12 +17,15 @@ Act = Callable[[Site, Tensor, Tensor | None], Tensor | None]  # (site, values, m
 
 
 def statistics(
-    model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site], *, drop_first: bool = True
+    model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site], *, drop_first: bool = False
 ) -> Statistics:
     """The moments at each site over all batches, in one pass. The order is that of the first visit.
 
     drop_first: leaves the first position of causal language models out where the residual stream is carried or
-    written: it holds the attention sink, whose size would drown all others. MergeError names the first site with NaN.
+    written: it holds the attention sink, whose size can drown all others. Off, for the correction acts on that position
+    too, and one that was fitted without it breaks the sink (`benchmarks/README.md` has the numbers).
+
+    MergeError names the first site with NaN.
     """
     found: Statistics = {}
 
@@ -80,7 +83,7 @@ def check_batch(model: nn.Module, batch: Batch) -> None:
 
 
 @contextmanager
-def visited(model: nn.Module, sites: Sequence[Site], act: Act, *, drop_first: bool = True) -> Iterator[None]:
+def visited(model: nn.Module, sites: Sequence[Site], act: Act, *, drop_first: bool = False) -> Iterator[None]:
     """Within, `act` sees (and may replace) what passes each site, and the mask of the rows that count there."""
     masks, modules = _Masks(model, drop_first), dict(model.named_modules())
     if missing := [site.name for site in sites if site.module not in modules]:
