@@ -1,4 +1,4 @@
-"""The lab without a browser: `python -m mergelab merge | inspect | app`. Exits with 0, or 1 and one line saying why."""
+"""The lab without a browser: `python -m mergelab merge | inspect | sweep | app`. Exits with 0, or 1 and a line why."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ from mergelab.merge import Progress, device_named, inspect, merge
 from mergelab.plan import plan
 from mergelab.recipe import DTYPES, Recipe
 from mergelab.report import Fact, Report
+from mergelab.sweep_command import add_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(verb)
     verb.add_argument("--json", metavar="FILE", help="write the whole report there, singular values included")
     verb.set_defaults(verb=_inspect)
+
+    add_sweep(verbs)
 
     verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")

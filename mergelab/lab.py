@@ -10,7 +10,7 @@ import threading
 import weakref
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,23 +20,19 @@ from mergelab.errors import MergeError
 from mergelab.merge import device_named, inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
+from mergelab.questions import Questions
 from mergelab.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
+from mergelab.scoring import TaskScore, scored
 from mergelab.sources import folder_of
+from mergelab.step import Step
+from mergelab.sweep import sweep
+from mergelab.sweep_report import SweepReport
 from mergelab.tasks import Task, exact_match, tasks
 
 Made = TypeVar("Made")
 START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
 SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
-
-
-@dataclass(frozen=True)
-class Step:
-    """How far a job is: `done` of `total`, and the name of what was done last."""
-
-    done: int
-    total: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -153,6 +149,20 @@ class Lab:
             own = self.model_folder(expert.source, run.recipe.base)
             yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
 
+    def sweep(
+        self, recipe: Recipe, knob: str, values: Sequence[float], asked: Sequence[Questions] | None = None
+    ) -> Generator[Step, None, SweepReport]:
+        """One knob over a range, each point scored in memory.
+
+        asked: None for the tasks of the bundled experts, an empty list for geometry alone.
+        """
+
+        def scorer(run: Running, spot: Recipe) -> Generator[str, None, tuple[TaskScore, ...]]:
+            return (yield from scored(run, own_questions(spot) if asked is None else asked))
+
+        wanted = own_questions(recipe) if asked is None else asked
+        return (yield from sweep(plan(recipe), knob, values, scorer if wanted else None, self._device()))
+
     def _score(self, folder: Path, task: Task) -> float:
         key = str(folder), task.name
         if key not in self._scores:
@@ -175,6 +185,12 @@ def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
     known = tasks(family)
     pairs = [(e, e.source.removeprefix(f"{family}/").removesuffix("-lora")) for e in recipe.experts]
     return [(expert, known[task]) for expert, task in pairs if task in known]
+
+
+def own_questions(recipe: Recipe) -> list[Questions]:
+    """The held-out prompts of a recipe's bundled experts, task by task; nothing for other experts."""
+    found = {task.name: Questions(task.name, task.test) for _, task in own_tasks(recipe)}
+    return list(found.values())
 
 
 def zipped(folder: Path) -> Path:

@@ -67,15 +67,15 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu") -> Pr
 def _walked(plan: Plan, device: torch.device | str, curves: bool) -> Iterator[tuple[Tensor, LayerReport]]:
     """Each tensor in turn: merged, and what there is to say of it."""
     for name in plan.names:
-        with _one_thread():
+        with one_thread():
             layer = plan.layer(name, device)
-            merged = _merged(plan, layer)
+            merged = merged_layer(plan, layer)
             done = layer.base + merged.delta, _measured(layer, merged, plan, curves)
         yield done
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Factorisations of this size lose more by waiting for each other's threads than they gain: a busy machine is
     a hundred times slower with two threads than with one."""
     before = torch.get_num_threads()
@@ -86,7 +86,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _merged(plan: Plan, layer: Layer) -> Merged:
+def merged_layer(plan: Plan, layer: Layer) -> Merged:
     try:
         merged = plan.method(layer, **plan.settings)
     except torch.OutOfMemoryError:

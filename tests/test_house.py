@@ -16,10 +16,18 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page merge plan recipe report errors",
-    "page": "lab plots method assets recipe report errors",
-    "lab": "merge plan model tasks sources assets recipe report errors",
+    "__main__": "page sweep_command merge plan recipe report errors",
+    "page": "lab plots sweep_report questions scoring table step method assets recipe report errors",
+    "sweep_command": "lab questions sweep sweep_report table step recipe",
+    "lab": "sweep sweep_report scoring questions step merge plan model tasks sources assets recipe report errors",
     "plots": "report",
+    "sweep": "resident sweep_report scoring merge plan checkpoint methods method maths model step recipe errors",
+    "resident": "model errors",
+    "sweep_report": "scoring method recipe",
+    "scoring": "model questions errors",
+    "questions": "errors",
+    "table": "errors",
+    "step": "",
     "__init__": "merge plan method recipe report errors",
     "merge": "output plan method maths report errors",
     "output": "card plan checkpoint sources report errors",
