@@ -62,7 +62,8 @@ window.mergelab = (() => {
       }
       Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
       say(`At η = ${Math.round(eta)} %, STAR keeps ${least} to ${most} directions of each matrix, ` +
-        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.`)
+        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
+        (follow.suggested ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },
     cuts(panel, follow, rank) {
       const line = css('--body-text-color'), shapes = []

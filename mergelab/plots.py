@@ -103,10 +103,10 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     curves = [np.array(values, dtype=float) for values in layer.curves.get("singular_values", ())]
     traces: list[dict] = []
     for name, colour, values in zip(report.experts, _colours(len(curves)), curves):
-        traces += _pair(name, values, {"color": colour, "width": 2})
+        traces += paired_curves(name, values, {"color": colour, "width": 2})
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
-    traces += _pair("merged, as analysed", merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
-    layout = _two_plots(
+    traces += paired_curves("merged, as analysed", merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
+    layout = two_plots(
         ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
@@ -128,7 +128,7 @@ def joint_space(report: Report, module: str) -> Figure:
     joint = np.array(layer.curves.get("joint_singular_values", ()), dtype=float)
     if not len(joint):
         return empty("This method has no joint space. Choose DRM-H or DRM-V, then press Analyse.")
-    traces = _pair("joint", joint, {"color": MERGED_COLOUR, "width": 2})[:1]
+    traces = paired_curves("joint", joint, {"color": MERGED_COLOUR, "width": 2})[:1]
     for name, colour, share in zip(report.experts, _colours(len(report.experts)), layer.curves["ownership"]):
         at = _points(len(share))
         hover = f"direction %{{x}}: {name} has %{{y:.0%}}<extra></extra>"
@@ -137,7 +137,7 @@ def joint_space(report: Report, module: str) -> Figure:
         traces.append(
             area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover}
         )
-    layout = _two_plots(
+    layout = two_plots(
         ("joint singular value", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the direction", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
@@ -200,7 +200,7 @@ def short_name(module: str) -> str:
     return f"{number} {last}".strip()
 
 
-def _pair(name: str, values: np.ndarray, line: dict) -> list[dict]:
+def paired_curves(name: str, values: np.ndarray, line: dict) -> list[dict]:
     """A spectrum and its running sum, as two traces that share one legend entry."""
     at = _points(len(values))
     index = (at + 1).tolist()
@@ -215,8 +215,9 @@ def _pair(name: str, values: np.ndarray, line: dict) -> list[dict]:
     ]
 
 
-def _two_plots(left: tuple[str, dict], right: tuple[str, dict]) -> dict:
-    x = {"title": {"text": "direction, strongest first", "standoff": 4}, "automargin": True, "zeroline": False}
+def two_plots(left: tuple[str, dict], right: tuple[str, dict], x_title: str = "direction, strongest first") -> dict:
+    """The layout of two plots side by side. left, right: the title of a y axis, and what else it is."""
+    x = {"title": {"text": x_title, "standoff": 4}, "automargin": True, "zeroline": False}
     y = {"automargin": True, "zeroline": False}
     return {
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from mergelab.checkpoint import FLOATS
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError
+from mergelab.knobs import EXPERTS, checked_values
 from mergelab.maths.spectral import Delta, LowRank
 from mergelab.merge import merged_layer, one_thread
-from mergelab.method import METHODS, Knob, Layer, MergeMethod
+from mergelab.method import METHODS, Layer
 from mergelab.model import Running
 from mergelab.plan import Plan, plan
 from mergelab.recipe import Expert, Recipe
 from mergelab.resident import Resident
 from mergelab.scoring import TaskScore
 from mergelab.step import Step
-from mergelab.sweep_report import EXPERTS, Point, SweepReport
+from mergelab.sweep_report import Point, SweepReport
 
-MOST_POINTS = 60
 KEPT_BYTES = 2 << 30  # of layers that are remembered from point to point
 
 Scorer = Callable[[Running, Recipe], Generator[str, None, tuple[TaskScore, ...]]]
@@ -43,7 +43,9 @@ def sweep(
 
     A Step's `made` is the SweepReport so far, whenever a point is done. Closing the generator early leaves nothing.
     """
-    plans = {value: at(work, knob, value) for value in checked_values(work, knob, values)}
+    plans = {
+        value: at(work, knob, value) for value in checked_values(work.method, len(work.recipe.experts), knob, values)
+    }
     averages, notes = _averages(work, plans if knob == EXPERTS else {math.nan: work})
     report = SweepReport(knob, work.method.title, (), (), (*work.notes, *notes))
     total = len(plans) + len(averages)
@@ -63,54 +65,6 @@ def at(work: Plan, knob: str, value: float) -> Plan:
         return plan(replace(work.recipe, experts=work.recipe.experts[: int(value)]))
     settings = work.method.checked({**work.recipe.settings, knob: value})
     return replace(work, settings=settings, recipe=replace(work.recipe, settings=settings))
-
-
-def knobs_of(method: MergeMethod, experts: int) -> dict[str, Knob]:
-    """All that can be swept: the method's numeric settings, and the number of experts."""
-    found = {s.name: s.knob for s in method.settings if isinstance(s.knob, Knob)}
-    fewest = max(method.fewest, 2)
-    if experts > fewest:
-        found[EXPERTS] = Knob(fewest, experts, "how many of the recipe's experts, the first ones first", step=1)
-    return found
-
-
-def values_from(text: str) -> tuple[float, ...]:
-    """The values in `LOW:HIGH:STEP` (both ends included) or `A,B,C`; MergeError if it is neither."""
-    try:
-        if ":" not in text:
-            return tuple(float(part) for part in text.split(","))
-        low, high, step = (float(part) for part in text.split(":"))
-        count = math.floor((high - low) / step + 1e-9) + 1
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise MergeError(f"Values are written as 10:100:10 (from, to, step) or 10,20,50, not '{text}'.") from None
-    if not 1 <= count <= MOST_POINTS:
-        raise MergeError(f"'{text}' is {max(count, 0)} values; a sweep takes 1 to {MOST_POINTS}.")
-    return tuple(round(low + step * i, 10) for i in range(count))
-
-
-def spread(low: float, high: float, count: int, step: float | None = None) -> tuple[float, ...]:
-    """`count` values from low to high, evenly, each on the knob's grid; those that fall together are one."""
-    if count < 2 or low == high:
-        return (low,)
-    raw = [low + (high - low) * i / (count - 1) for i in range(count)]
-    return tuple(dict.fromkeys(round(round(v / step) * step, 10) if step else v for v in raw))
-
-
-def checked_values(work: Plan, knob: str, values: Sequence[float]) -> tuple[float, ...]:
-    """The values, rising and without repeats; MergeError for a knob that is none, or a value that it does not take."""
-    known = knobs_of(work.method, len(work.recipe.experts))
-    if knob not in known:
-        hint = did_you_mean(knob, known) or "It has none: choose another method, or more than two experts."
-        raise MergeError(f"{work.method.title} has no knob '{knob}' that can be swept. {hint}")
-    found = tuple(sorted(set(map(float, values))))
-    low, high = known[knob].low, known[knob].high
-    for value in found:
-        if not low <= value <= high or (knob == EXPERTS and value != int(value)):
-            kind = "a whole number" if knob == EXPERTS else "a number"
-            raise MergeError(f"'{knob}' must be {kind} from {low:g} to {high:g}, not {value:g}.")
-    if not 1 <= len(found) <= MOST_POINTS:
-        raise MergeError(f"A sweep takes 1 to {MOST_POINTS} points, and {len(found)} were asked for.")
-    return found
 
 
 def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:

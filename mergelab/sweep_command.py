@@ -6,11 +6,11 @@ import sys
 from collections.abc import Generator
 from contextlib import closing
 
+from mergelab.knobs import values_from
 from mergelab.lab import Lab
 from mergelab.questions import MEASURES, questions_in
 from mergelab.recipe import Recipe
 from mergelab.step import Step
-from mergelab.sweep import values_from
 from mergelab.sweep_report import SweepReport, verdict
 from mergelab.table import aligned, csv_text, written_to
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergelab.knobs import EXPERTS, symbol
 from mergelab.method import METHODS
 from mergelab.recipe import Recipe
 from mergelab.scoring import Mean, TaskScore, mean_score, sign_test
-
-EXPERTS = "experts"  # the knob that is no method's: how many of the recipe's experts are merged, the first ones first
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def verdict(report: SweepReport) -> str:
     if best is None:
         return f"{count} points measured, none scored."
     point, mean = report.points[best], report.points[best].mean
-    said = f"Best of {count} points on the test prompts: {report.knob} {point.value:g}, {shown(mean, point)}."
+    said = f"Best of {count} points on the test prompts: {symbol(report.knob)} {point.value:g}, {shown(mean, point)}."
     within = [p.value for i, p in enumerate(report.points) if i != best and mean.low <= p.mean.value <= mean.high]
     if within:
         listed = ", ".join(f"{value:g}" for value in within)
-        said += f" What {report.knob} {listed} scores lies within that interval: the difference may be luck."
+        said += f" What {symbol(report.knob)} {listed} scores lies within that interval: the difference may be luck."
     return " ".join([said, *_against_average(report, best), *_on_the_other_half(report)])
 
 
@@ -127,10 +126,8 @@ def _on_the_other_half(report: SweepReport) -> list[str]:
         return []
     chosen = _best([tuple(score.half(odd=True) for score in point.scores) for point in points])
     rest = mean_score([score.half(odd=False) for score in points[chosen].scores])
-    picked = points[chosen]
-    return [
-        f"Picked on every second prompt ({report.knob} {picked.value:g}), it scores {shown(rest, picked)} on the rest."
-    ]
+    at = f"{symbol(report.knob)} {points[chosen].value:g}"
+    return [f"Picked on every second prompt ({at}), it scores {shown(rest, points[chosen])} on the rest."]
 
 
 def _best(scores: Sequence[tuple[TaskScore, ...]]) -> int | None:

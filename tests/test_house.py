@@ -17,15 +17,23 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page sweep_command merge plan recipe report errors",
-    "page": "lab plots sweep_report questions scoring table step method assets recipe report errors",
-    "sweep_command": "lab questions sweep sweep_report table step recipe",
-    "lab": "sweep sweep_report scoring questions step merge plan model tasks sources assets recipe report errors",
+    "page": "lab plots_scores plots_compare plots suggest sweep_report scoreboard questions knobs compare table step "
+    "method assets recipe report errors",
+    "sweep_command": "lab questions knobs sweep_report table step recipe",
+    "lab": "compare scoreboard sweep sweep_report scoring checkpoint questions step table merge plan model tasks "
+    "sources assets recipe report errors",
+    "plots_scores": "plots scoreboard scoring sweep_report knobs",
+    "plots_compare": "plots compare",
     "plots": "report",
-    "sweep": "resident sweep_report scoring merge plan checkpoint methods method maths model step recipe errors",
+    "suggest": "maths report",
+    "compare": "checkpoint maths step errors",
+    "scoreboard": "scoring questions model step",
+    "sweep": "resident sweep_report scoring knobs merge plan checkpoint methods method maths model step recipe errors",
     "resident": "model errors",
-    "sweep_report": "scoring method recipe",
+    "sweep_report": "scoring knobs method recipe",
     "scoring": "model questions errors",
     "questions": "errors",
+    "knobs": "method errors",
     "table": "errors",
     "step": "",
     "__init__": "merge plan method recipe report errors",

@@ -10,7 +10,8 @@ from mergelab import MergeError
 from mergelab.assets import bundled
 from mergelab.model import Running, answer, running
 from mergelab.questions import Questions
-from mergelab.scoring import Board, TaskScore, mean_score, scored, sign_test, wilson
+from mergelab.scoreboard import Board
+from mergelab.scoring import TaskScore, mean_score, scored, sign_test, wilson
 from mergelab.tasks import exact_match, tasks
 
 

@@ -8,13 +8,14 @@ import torch
 from making import finished, recipe_of
 from safetensors.torch import load_file
 
-from mergelab import Expert, MergeError, Recipe, merge, plan
+from mergelab import METHODS, Expert, Knob, MergeError, Recipe, merge, plan
 from mergelab.__main__ import main
+from mergelab.knobs import EXPERTS, MOST_POINTS, checked_values, knobs_of, sensible_range, spread, values_from
 from mergelab.lab import Lab, own_questions
 from mergelab.resident import Resident, places_of
 from mergelab.scoring import TaskScore
-from mergelab.sweep import MOST_POINTS, at, checked_values, knobs_of, spread, sweep, values_from, written
-from mergelab.sweep_report import EXPERTS, Point, SweepReport, verdict
+from mergelab.sweep import at, sweep, written
+from mergelab.sweep_report import Point, SweepReport, verdict
 
 TRIO = tuple(Expert(f"numbers/{name}") for name in ("french", "german", "english-lora"))
 STAR = Recipe("numbers/base", TRIO, "star", {"eta": 40.0})
@@ -122,7 +123,7 @@ def test_the_number_of_experts_is_swept_with_an_average_for_each(tmp_path):
 )
 def test_what_cannot_be_swept_is_refused_before_any_work(knob, values, said):
     with pytest.raises(MergeError, match=None) as error:
-        checked_values(plan(STAR), knob, values)
+        checked_values(METHODS["star"], 3, knob, values)
     assert said in str(error.value)
 
 
@@ -141,6 +142,14 @@ def test_points_are_spread_evenly_on_the_knobs_own_grid():
     assert spread(0, 1, 3) == (0, 0.5, 1) and spread(5, 5, 4) == (5,)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "step", "wanted"),
+    [(1, 100, 1, (10, 100, 10)), (0, 0.99, 0.01, (0, 0.9, 10)), (0, 3, 0.05, (0, 3, 7)), (2, 8, 1, (2, 8, 7))],
+)
+def test_a_sensible_range_is_made_of_round_numbers(low, high, step, wanted):
+    assert sensible_range(Knob(low, high, "", step)) == wanted
+
+
 def test_every_numeric_knob_of_the_method_and_the_number_of_experts_can_be_swept():
     work = plan(STAR)
     assert list(knobs_of(work.method, 3)) == ["eta", EXPERTS]
@@ -156,9 +165,9 @@ def scored_point(value, right, count=100):
 def test_the_verdict_names_what_may_be_luck():
     points = (scored_point(10, 5), scored_point(20, 68), scored_point(30, 70))
     said = verdict(SweepReport("eta", "STAR", points, (scored_point(math.nan, 40),)))
-    assert said.startswith("Best of 3 points on the test prompts: eta 30, 70.0% (95 %: ")
-    assert "What eta 20 scores lies within that interval" in said
-    assert "wins 30 and loses 0" in said and "Picked on every second prompt (eta 30), it scores 70.0%" in said
+    assert said.startswith("Best of 3 points on the test prompts: η 30, 70.0% (95 %: ")
+    assert "What η 20 scores lies within that interval" in said
+    assert "wins 30 and loses 0" in said and "Picked on every second prompt (η 30), it scores 70.0%" in said
 
 
 def test_a_perplexity_is_best_where_it_is_lowest():

@@ -25,6 +25,7 @@ class Form:
     about: gr.Markdown
     groups: dict[str, gr.Group]
     knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox]
+    suggest: gr.Button
     weights: gr.Textbox
     dtype: gr.Dropdown
     embeddings: gr.Checkbox
@@ -113,6 +114,8 @@ def draw_form(lab: Lab) -> Form:
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
+            if method.name == "star":
+                form.suggest = gr.Button("Suggest η from the spectra", size="sm", elem_id="suggest")
     with gr.Row(elem_id="verbs"):
         form.analyse = gr.Button("Analyse", min_width=70)
         form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")

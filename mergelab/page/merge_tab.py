@@ -9,6 +9,7 @@ from mergelab import plots
 from mergelab.lab import Lab, Run, Score, Step, own_tasks, zipped
 from mergelab.method import METHODS
 from mergelab.page.form import Form
+from mergelab.page.history import History, draw_history, settings_in_words
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
 
@@ -20,8 +21,9 @@ NOTHING = "Nothing is merged yet. Press **Merge** on the left."
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
 
-def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
-    """Draw the tab and wire Merge. Returns the state that holds the key of the newest run ('' before the first)."""
+def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, History]:
+    """Draw the tab and wire Merge. Returns the state with the key of the newest run ('' before the first), and the
+    history of the visit."""
     merged, past = gr.State(""), gr.State([])
     about = gr.Markdown(NOTHING, elem_id="merged-about")
     bars = PlotlyPanel(plots.score_bars(()), label="Scores", elem_id="scores", height=320)
@@ -29,6 +31,7 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
     history = gr.Dataframe(
         headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
     )
+    visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
@@ -75,13 +78,13 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> gr.State:
     pressed = form.merge.click(merge, form.inputs | {past}, outputs, trigger_mode="once", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.then(stopped, form.status, form.status, **LIGHT)
-    return merged
+    return merged, visit
 
 
 def described(run: Run) -> str:
     """A run in one line: method, settings, experts, the hash of its weights."""
     title = METHODS[run.recipe.method].title
-    return f"{title} ({_settings(run)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
+    return f"{title} ({settings_in_words(run.recipe)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
 
 
 def _about(run: Run) -> str:
@@ -98,10 +101,10 @@ def _about(run: Run) -> str:
 
 def _line(run: Run, scores: list[Score]) -> list[Any]:
     mean = f"{sum(score.merged for score in scores) / len(scores):.1%}" if scores else "–"
-    return [METHODS[run.recipe.method].title, _settings(run), ", ".join(run.recipe.names), mean, run.sha256[:12]]
-
-
-def _settings(run: Run) -> str:
-    words = {True: "on", False: "off"}
-    values = {n: words[v] if isinstance(v, bool) else f"{v:g}" for n, v in run.recipe.settings.items()}
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "no settings"
+    return [
+        METHODS[run.recipe.method].title,
+        settings_in_words(run.recipe),
+        ", ".join(run.recipe.names),
+        mean,
+        run.sha256[:12],
+    ]
