@@ -19,7 +19,7 @@ window.mergelab = (() => {
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
-    panel.host.style.height = narrow && pair ? '620px' : panel.height
+    panel.host.style.height = narrow && pair ? `${layout.meta.tall || 620}px` : panel.height
     if (!narrow) return {data, layout}
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mergelab.lab import Lab
-from mergelab.maths.suggestion import balanced, elbow, noise_edge, sized
+from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
 from mergelab.recipe import Expert, Recipe
 from mergelab.suggest import suggested_eta
 
@@ -19,12 +19,13 @@ LORA = ("french-lora", "german-lora", "english-lora", "morse-lora")
 SETS = {f"{n} full experts": FULL[:n] for n in (2, 4, 8)} | {f"{n} LoRA experts": LORA[:n] for n in (2, 4)}
 GRID = tuple(range(10, 101, 5))
 RULES = {
-    "1.5 times the size (in use)": sized,
+    "the size of one expert's change (in use)": restored,
+    "1.5 times the size": sized,
     "energy's effective rank": balanced,
     "elbow of the running sum": elbow,
     "noise edge (Gavish & Donoho)": noise_edge,
-    "always 40 (the paper's default)": lambda values, side, other: 0.4,
-    "always 60": lambda values, side, other: 0.6,
+    "always 40 (the paper's default)": lambda values, *_: 0.4,
+    "always 60": lambda values, *_: 0.6,
 }
 
 
@@ -51,6 +52,13 @@ def main() -> None:
     for title, names in SETS.items():
         found[title] = measured(lab, names)
         print(f"measured {title}", file=sys.stderr, flush=True)
+    print_tables(found)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+
+
+def print_tables(found: dict[str, tuple[dict[int, float], dict[str, int]]]) -> None:
+    """The curves, and what each rule loses against their tops."""
     print("| η | " + " | ".join(map(str, GRID)) + " |\n|---|" + "---|" * len(GRID))
     for title, (scores, _) in found.items():
         print(f"| {title} | " + " | ".join(f"{100 * scores[eta]:.1f}" for eta in GRID) + " |")
@@ -63,8 +71,6 @@ def main() -> None:
             losses.append(100 * (max(scores.values()) - scores[near]))
             cells.append(f"{suggested[rule]} ({losses[-1]:.1f})")
         print(f"| {rule} | " + " | ".join(cells) + f" | {sum(losses) / len(losses):.1f} | {max(losses):.1f} |")
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

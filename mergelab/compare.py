@@ -5,7 +5,7 @@ rounding of the number format that they were written in.
 """
 
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,15 +52,15 @@ class Comparison:
 
 
 def compared(
-    base: Checkpoint, one: Checkpoint, other: Checkpoint, decomposed: Collection[str] = ()
+    base: Checkpoint, one: Checkpoint, other: Checkpoint, names: Sequence[str], decomposed: Collection[str] = ()
 ) -> Generator[Step, None, Comparison]:
-    """Compare two merges of a base. decomposed: the tensors whose spectra are wanted.
+    """Compare two merges of a base. names: the tensors, in order; decomposed: those whose spectra are wanted.
 
     MergeError if they do not have the same tensors in the same shapes.
     """
-    names = [name for name, entry in base.entries.items() if entry.mergeable and name in one and name in other]
-    if not names:
-        raise MergeError("The two merges have no tensor in common with the base. Are they of one base?")
+    for name in names:
+        if any(name not in model for model in (base, one, other)):
+            raise MergeError(f"One of the two has no tensor '{name}'. Only merges of one base can be compared.")
     layers, spectra, sums = [], {}, torch.zeros(3, dtype=torch.float64)  # ‖Δ_A‖², ‖Δ_B‖², Δ_A·Δ_B
     for done, name in enumerate(names, start=1):
         mine, theirs = _change(base, one, name), _change(base, other, name)

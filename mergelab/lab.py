@@ -219,8 +219,8 @@ class Lab:
                 )
             base = Checkpoint(folder_of(one.recipe.base), one.recipe.base)
             pair = (Checkpoint(run.folder, run.folder.name) for run in (one, other))
-            wanted = {layer.name for layer in one.report.decomposed}
-            self.comparisons.keep(key, (yield from compared(base, *pair, wanted)))
+            names, wanted = ([layer.name for layer in some] for some in (one.report.layers, one.report.decomposed))
+            self.comparisons.keep(key, (yield from compared(base, *pair, names, wanted)))
         return self.comparisons[key]
 
     def _score(self, folder: Path, task: Task) -> float:

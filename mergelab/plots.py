@@ -2,7 +2,7 @@
 
 One function per picture. Colours of text and grid are left to the page's theme. assets/panel.js reads `layout.meta`:
 `eta` is what a figure needs to follow η in the browser; `pair` marks two plots that stand one above the other on a
-phone; `says` is the sentence over the heatmap; every figure has `alt`.
+phone, `tall` their height there; `says` is the sentence over the heatmap; every figure has `alt`.
 """
 
 import base64

@@ -111,11 +111,11 @@ def sweep_curves(report: SweepReport) -> Figure:
     exact = not report.points[0].scores or report.points[0].scores[0].measure == "exact match"
     score = {"tickformat": ".0%", "rangemode": "tozero"} if exact else {"type": "log"}
     name = "exact match" if exact else "perplexity"
-    layout = two_plots((name, score), ("geometry of the merged change", {"rangemode": "tozero"}), symbol(report.knob))
+    layout = two_plots((name, score), ("geometry", {"rangemode": "tozero"}), symbol(report.knob))
     if report.knob == EXPERTS:
         layout["xaxis"]["dtick"] = layout["xaxis2"]["dtick"] = 1
     layout["legend"]["traceorder"] = "normal"
-    layout["meta"] = {"pair": True, "alt": _sweep_alt(report, exact)}
+    layout["meta"] = {"pair": True, "tall": 820, "alt": _sweep_alt(report, exact)}
     return {"data": traces, "layout": layout}
 
 
@@ -199,7 +199,7 @@ def _curve(name: str, x: Sequence[float], y: Sequence[float | None], line: dict,
 
 def _sweep_alt(report: SweepReport, exact: bool) -> str:
     if not report.points[0].scores:
-        return f"The geometry of the merged change against {report.knob}, at {len(report.points)} points."
-    said = "; ".join(f"{report.knob} {point.value:g}: {_said(point.mean, exact)}" for point in report.points)
+        return f"The geometry of the merged change against {symbol(report.knob)}, at {len(report.points)} points."
+    said = "; ".join(f"{symbol(report.knob)} {point.value:g}: {_said(point.mean, exact)}" for point in report.points)
     plain = report.baselines and report.baselines[0].scores and report.knob != EXPERTS
     return said + (f"; the average: {_said(report.baselines[0].mean, exact)}" if plain else "")

@@ -23,7 +23,7 @@ FACTS = {
     "entries kept": "the share of the change's entries that survive trimming",
     "change": "the size of the expert's change, relative to the base's weights (Frobenius norms)",
     "merged change": "the size of the merged change, relative to the base's weights (Frobenius norms)",
-    "cosine to the average": "the cosine between the merged change and the average of the experts' changes, over the model",
+    "cosine to the average": "the cosine between the merged change and the average of the experts' changes",
     "cosine of deltas": "the mean cosine between two experts' changes: 0 for unrelated ones, 1 for equal ones",
 }
 

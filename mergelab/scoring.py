@@ -165,6 +165,7 @@ def _outcomes(model: Any, batch: Sequence[Encoded], questions: Questions) -> lis
     """For each question (1 or 0, 1), or (nats, tokens) of its answer. The answer is fed in: one forward pass tells.
 
     Greedy decoding gives the answer exactly if each of its tokens is the model's first choice after those before it.
+    The same text in other tokens than the tokenizer's own counts as wrong.
     """
     ids, real, answer = _laid_out(batch)
     logits = model(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device)).logits[:, :-1]

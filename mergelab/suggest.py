@@ -3,23 +3,24 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-from mergelab.maths.suggestion import sized
-from mergelab.report import Report
+from mergelab.maths.suggestion import restored
+from mergelab.report import LayerReport, Report
 
-Rule = Callable[[Tensor, int, int], float]
+Rule = Callable[..., float]
 
 
-def suggested_eta(report: Report, rule: Rule = sized) -> int | None:
+def suggested_eta(report: Report, rule: Rule = restored) -> int | None:
     """The mean over all decomposed tensors and experts of what the rule would keep of each, in whole percent.
 
     None where no spectrum is known, or where no expert changes anything.
     """
-    shares = []
-    for layer in report.decomposed:
-        for values in layer.curves.get("singular_values", ()):
-            if len(values):
-                spectrum = torch.tensor(values, dtype=torch.float64)
-                shares.append(rule(spectrum, min(layer.shape), max(layer.shape)))
+    shares = [share for layer in report.decomposed for share in _shares(layer, rule)]
     return max(1, min(100, round(100 * sum(shares) / len(shares)))) if shares else None
+
+
+def _shares(layer: LayerReport, rule: Rule) -> list[float]:
+    """For each expert that changes the tensor, the share of its nuclear norm to keep."""
+    moving = [values for values in layer.curves.get("singular_values", ()) if len(values)]
+    sides = min(layer.shape), max(layer.shape)
+    return [rule(torch.tensor(values, dtype=torch.float64), *sides, len(moving)) for values in moving]

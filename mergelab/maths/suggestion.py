@@ -1,12 +1,15 @@
 """How much of a spectrum is worth keeping, from the spectrum alone. All rules: (k,) descending -> a share of their sum.
 
-`sized` is the one in use; `benchmarks/suggest_eta.py` compares it with the others.
+`restored` is the one in use; `benchmarks/suggest_eta.py` compares it with the others. side, other: the matrix's smaller
+and larger side; experts: how many are averaged.
 """
+
+import math
 
 from torch import Tensor, special
 
 
-def balanced(values: Tensor, side: int = 0, other: int = 0) -> float:
+def balanced(values: Tensor, side: int = 0, other: int = 0, experts: int = 1) -> float:
     """The share of the nuclear norm in as many directions as the energy is spread over: r = exp H(σ²/Σσ²).
 
     The effective rank of Roy & Vetterli (2007), of the energies: what it leaves out is many directions that have
@@ -19,19 +22,21 @@ def balanced(values: Tensor, side: int = 0, other: int = 0) -> float:
     return _share(values, round(spread))
 
 
-def sized(values: Tensor, side: int = 0, other: int = 0, times: float = 1.5) -> float:
-    """The share at which what is kept, scaled back to the old nuclear norm, has `times` the old Frobenius norm.
+def restored(values: Tensor, side: int = 0, other: int = 0, experts: int = 1) -> float:
+    """The share at which the merge of so many experts has the size of one expert's change.
 
-    1.5 is how far beyond the average a λ that task arithmetic likes goes: λ = 1.5/T.
+    Averaging T unrelated changes leaves a Frobenius norm of 1/√T of theirs; what is kept, scaled back to the old
+    nuclear norm, is larger than the change was. The rule lets the second make up for the first. No parameter.
     """
-    if not len(values):
-        return 0.0
-    mass, energy = values.double().cumsum(0), values.double().square().cumsum(0)
-    growth = (energy / energy[-1]).sqrt() / (mass / mass[-1])  # falls to 1
-    return _share(values, int((growth > times).sum()) + 1)
+    return _share(values, _rank_growing(values, math.sqrt(experts))) if len(values) else 0.0
 
 
-def elbow(values: Tensor, side: int, other: int = 0) -> float:
+def sized(values: Tensor, side: int = 0, other: int = 0, experts: int = 1) -> float:
+    """The share at which what is kept, scaled back, is 1.5 times as large as the change: λ = 1.5/T, as it were."""
+    return _share(values, _rank_growing(values, 1.5)) if len(values) else 0.0
+
+
+def elbow(values: Tensor, side: int, other: int = 0, experts: int = 1) -> float:
     """The share at the point where the running sum lies farthest above the straight line of a flat spectrum."""
     if not len(values):
         return 0.0
@@ -40,11 +45,11 @@ def elbow(values: Tensor, side: int, other: int = 0) -> float:
     return _share(values, int((mass - line).argmax()) + 1)
 
 
-def noise_edge(values: Tensor, side: int, other: int) -> float:
+def noise_edge(values: Tensor, side: int, other: int, experts: int = 1) -> float:
     """The share above the optimal hard threshold for white noise of unknown strength (Gavish & Donoho 2014).
 
-    σ > ω(β)·median(σ), β = side/other, ω(β) ≈ 0.56β³ − 0.95β² + 1.82β + 1.43. side, other: the matrix's smaller and
-    larger side; the median counts the zeros, and where it is zero itself (a low rank) all is kept.
+    σ > ω(β)·median(σ), β = side/other, ω(β) ≈ 0.56β³ − 0.95β² + 1.82β + 1.43. The median counts the zeros, and where
+    it is zero itself (a low rank) all is kept.
     """
     if not len(values):
         return 0.0
@@ -53,6 +58,13 @@ def noise_edge(values: Tensor, side: int, other: int) -> float:
     full[: len(values)] = values
     threshold = (0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43) * float(full.median())
     return _share(values, int((values > threshold).sum()))
+
+
+def _rank_growing(values: Tensor, times: float) -> int:
+    """The smallest rank that, scaled back to the old nuclear norm, has at most `times` the old Frobenius norm."""
+    mass, energy = values.double().cumsum(0), values.double().square().cumsum(0)
+    growth = (energy / energy[-1]).sqrt() / (mass / mass[-1])  # falls to 1
+    return int((growth > times * (1 + 1e-9)).sum()) + 1
 
 
 def _share(values: Tensor, rank: int) -> float:

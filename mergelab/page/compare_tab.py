@@ -36,7 +36,7 @@ EMPTY = "Nothing is compared yet. Choose two recipes, and press Compare."
 def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> None:
     """Draw the tab; wire Compare, Ask, Stop, and what chooses a tensor."""
     visit, keys = history.visit, gr.State([])  # keys: of the two runs that are compared
-    with gr.Row(equal_height=True):
+    with gr.Row():
         ours = gr.Dropdown([FORM], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
         other = gr.Dropdown([FORM], value=FORM, label="B", scale=2, min_width=220, elem_id="compare-b")
     with gr.Row():

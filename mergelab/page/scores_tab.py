@@ -24,7 +24,8 @@ LOOK = (
 EXAMPLE = "french: 21 = => vingt et un\nenglish: 21 = => twenty-one\nmorse: 21 = => ..--- .----"
 HOW = (
     "One line each: `prompt => answer`, and `=> task` if you like. A file may be .txt (the same lines), .csv with the "
-    "columns prompt, answer, task, or .jsonl with those keys. For perplexity a line may be a bare text."
+    "columns prompt, answer, task, or .jsonl with those keys. For perplexity a line may be a bare text. A right answer "
+    "is the very text, in the tokens that the tokenizer makes of it."
 )
 EMPTY = "Nothing is scored yet. Press Score: base and experts are scored, and the newest merge, if there is one."
 

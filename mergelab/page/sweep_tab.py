@@ -34,7 +34,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     first = next(iter(knobs_of(start, len(form.experts.value))))
     low, high, count = sensible_range(knobs_of(start, 9)[first])
     recipes = gr.State([])  # the recipe of each point, as YAML
-    with gr.Row(equal_height=True):
+    with gr.Row():
         knob = gr.Dropdown(_choices(form.method.value, form.experts.value), value=first, label="Knob", elem_id="knob")
         lowest = gr.Number(low, label="From", min_width=80, elem_id="sweep-from")
         highest = gr.Number(high, label="To", min_width=80, elem_id="sweep-to")
@@ -120,10 +120,8 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         eta = suggested_eta(report)
         if eta is None:
             raise MergeError("No expert changes a matrix that is decomposed, so there is no spectrum to judge by.")
-        sentence = (
-            f"Suggested from the spectra alone: η = {eta}. There, what is kept is 1.5 times the size of the change."
-        )
-        yield {form.eta: eta, form.status: saying(sentence, "good")}
+        said = f"Suggested from the spectra alone: η = {eta}, where the merge is about as large as one expert's change."
+        yield {form.eta: eta, form.status: saying(said, "good")}
 
     filled = [*form.inputs, form.about, *form.groups.values(), form.status]
     outputs = [form.status, recipes, curves, said, spot, use, table, download]
