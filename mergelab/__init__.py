@@ -3,8 +3,9 @@
 The public names are below. Importing this brings in neither gradio nor transformers.
 """
 
+from mergelab.devices import device_named
 from mergelab.errors import MergeError
-from mergelab.merge import device_named, inspect, merge
+from mergelab.merge import inspect, merge
 from mergelab.method import METHODS, Knob, Layer, Merged, Switch, merge_method
 from mergelab.plan import Plan, plan
 from mergelab.recipe import Expert, Recipe

@@ -48,14 +48,15 @@ class Adapter:
         """The model that the adapter says it was trained on."""
         return str(self.config.get("base_model_name_or_path") or "")
 
-    def delta(self, name: str, base: Tensor) -> LowRank | Tensor:
-        """What the adapter adds to a tensor that it touches, in the dtype of that tensor (base)."""
-        whole = self._read(self.saved[name]).to(base) - base if name in self.saved else None
+    def delta(self, name: str, base: Tensor, rows: slice | None = None) -> LowRank | Tensor:
+        """What the adapter adds to a tensor that it touches, or to some rows. base: those rows, in the wanted dtype."""
+        whole = _rows(self._read(self.saved[name]), rows).to(base) - base if name in self.saved else None
         if name not in self.pairs:
             return whole
         a, b = (self._read(key).to(base) for key in self.pairs[name])  # (r, in), (out, r)
         lifted = b * self._scales[name]
-        low_rank = LowRank(a.T, lifted.T) if name in self._flipped else LowRank(lifted, a)
+        left, right = (a.T, lifted.T) if name in self._flipped else (lifted, a)
+        low_rank = LowRank(_rows(left, rows), right)
         return low_rank if whole is None else whole + low_rank.dense()
 
     def _read(self, key: str) -> Tensor:
@@ -84,6 +85,10 @@ class Adapter:
         if shape != wanted and not (name in self.pairs and shape[::-1] == wanted):
             found = f"'{name}' is {list(shape)}, but in the base it is {list(wanted)}."
             raise MergeError(f"Adapter '{self.source}' is for another base: {found} {origin}".rstrip())
+
+
+def _rows(tensor: Tensor, rows: slice | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
 
 
 def is_adapter(folder: Path) -> bool:

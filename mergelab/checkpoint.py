@@ -3,8 +3,10 @@
 Names on disk are what is merged, so no architecture is known here. Pickles are never opened. Adapters: adapter.py.
 """
 
+import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergelab.errors import MergeError
+from mergelab.maths.inner import finite
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -47,6 +50,16 @@ class Entry:
         """Bytes per number."""
         return next((width for width, dtypes in _WIDTHS.items() if self.dtype in dtypes), 1)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.width * math.prod(self.shape)
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of one step along the first dimension."""
+        return self.width * math.prod(self.shape[1:])
+
     def cast(self, dtype: str | None) -> "Entry":
         """The entry in another floating-point dtype ('float16', …); as it is for None, or if it holds no floats."""
         return replace(self, dtype=_CODES[getattr(torch, dtype)]) if dtype and self.mergeable else self
@@ -65,9 +78,13 @@ class Checkpoint(Mapping[str, Tensor]):
             raise MergeError(f"'{source}' lacks the tensor '{min(lacking)}', which its index names.")
 
     def __getitem__(self, name: str) -> Tensor:
-        entry = self.entries[name]
-        with opened(self.folder / entry.file, self.source) as file:
-            return file.get_tensor(name)
+        return self.read(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some rows of it (along its first dimension)."""
+        # The file is opened anew each time: pages of a mapping that stays open count as this process's memory.
+        with opened(self.folder / self.entries[name].file, self.source) as file:
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -136,37 +153,68 @@ def opened(path: Path, source: str) -> safe_open:
 
 
 class ShardWriter:
-    """Writes one safetensors file tensor by tensor, in any order: sizes are known first, so each has its place.
+    """Writes one safetensors file in any order, by any number of threads or processes: every tensor has its place.
 
-    entries: name -> Entry, as the file is to hold them; the finished file has exactly these. Nothing stays open between
-    two tensors, so that a merge that stops midway has nothing to close.
+    entries: name -> Entry, as the file is to hold them; the finished file has exactly these. `create` makes the file;
+    nothing stays open between two tensors, so that a merge that stops midway has nothing to close.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]):
         self.path, self.entries, self.offsets, end = path, entries, {}, 0
         header: dict = {"__metadata__": {"format": "pt"}}
         for name, entry in sorted(entries.items(), key=lambda item: -item[1].width):  # so that all lie aligned
-            size = entry.width * math.prod(entry.shape)
             self.offsets[name] = end
-            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + size]}
-            end += size
+            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + entry.size]}
+            end += entry.size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self.start, self.size = 8 + len(text), end
-        with open(path, "xb") as file:
-            file.truncate(self.start + end)
-        self._write(struct.pack("<Q", len(text)) + text, 0)
+        self._header, self.size = struct.pack("<Q", len(text)) + text, end
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor in its place, cast to the dtype that its entry says; MergeError if it does not fit there."""
+    def create(self) -> None:
+        """Make the file in its full length, header and all; one that is there already is made anew."""
+        with open(self.path, "wb") as file:
+            file.truncate(len(self._header) + self.size)
+        self._write(self._header, 0)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is one that `create` has made for the same entries."""
+        try:
+            with open(self.path, "rb") as file:
+                ours = file.read(len(self._header)) == self._header
+                return ours and file.seek(0, os.SEEK_END) == len(self._header) + self.size
+        except OSError:
+            return False
+
+    def put(self, name: str, tensor: Tensor, first: int = 0, digest: Any = None) -> None:
+        """Write a tensor, or its rows from `first` on, in the dtype that its entry says; MergeError if it does not fit.
+
+        digest: a hash of hashlib's that is to take in the bytes written.
+        """
         entry = self.entries[name]
         cast = tensor.to(dtype=FLOATS.get(entry.dtype, tensor.dtype), device="cpu").contiguous()
-        assert tuple(cast.shape) == entry.shape, name
-        if entry.mergeable and not torch.isfinite(cast).all():
+        assert cast.shape[1:] == entry.shape[1:] and cast.dim() == len(entry.shape), name
+        if entry.mergeable and not finite(cast):
             raise MergeError(
                 f"The merged '{name}' does not fit into {entry.dtype}. Write it in float32, or use smaller weights."
             )
-        self._write(cast.reshape(-1).view(torch.uint8).numpy(), self.start + self.offsets[name])
+        data = cast.reshape(-1).view(torch.uint8).numpy()
+        if digest is not None:
+            digest.update(data)
+        self._write(data, self._place(name) + first * entry.row_size)
+
+    def digest(self, name: str) -> str:
+        """The sha256 of what the file holds of a tensor."""
+        digest, left = hashlib.sha256(), self.entries[name].size
+        with open(self.path, "rb") as file:
+            file.seek(self._place(name))
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.hexdigest()
+
+    def _place(self, name: str) -> int:
+        return len(self._header) + self.offsets[name]
 
     def _write(self, data: Any, offset: int) -> None:
         with open(self.path, "r+b") as file:

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from mergelab.assets import ASSETS, bundled
 from mergelab.checkpoint import Checkpoint
 from mergelab.compare import Comparison, compared
+from mergelab.devices import device_named
 from mergelab.errors import MergeError
-from mergelab.merge import device_named, inspect, merge
+from mergelab.merge import inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
 from mergelab.questions import Questions

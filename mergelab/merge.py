@@ -1,150 +1,165 @@
 """The loop: read one tensor of everyone, merge it on the accelerator, measure it, write it, say so.
 
 Two generators walk it: `inspect` measures and writes nothing, `merge` writes a Hugging Face folder. Both yield a
-LayerReport per tensor, and return a Report; closing one early leaves nothing behind.
+LayerReport per tensor as it is done, and return a Report with all of them in the plan's order; closing one early leaves
+nothing behind.
 """
 
 import sys
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from mergelab.devices import Team, team, workers_for
 from mergelab.errors import MergeError
-from mergelab.maths.spectral import factors
+from mergelab.journal import fingerprint
+from mergelab.maths.inner import finite, is_unmoved, unmoved
+from mergelab.measure import Measures
 from mergelab.method import Layer, Merged
-from mergelab.output import Weights, new_folder, write_papers
+from mergelab.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.plan import Plan
 from mergelab.report import LayerReport, Report
+from mergelab.store import Lookups, shared_store
+from mergelab.walk import costs, parts, rows_at_a_time, walked
 
 Progress = Generator[LayerReport, None, Report]
 
 
-def device_named(name: str = "auto") -> torch.device:
-    """The device that accelerate picks for 'auto', or the one that is named. MergeError if it is not there."""
-    if name == "auto":
-        from accelerate import PartialState  # half a second to import
-
-        found = PartialState().device
-        return torch.device("cpu") if found.type == "mps" else found  # mps has no float64
-    try:
-        torch.zeros(1, dtype=torch.float64, device=name).tolist()  # 'meta' would hold no numbers
-        return torch.device(name)
-    except (RuntimeError, AssertionError, TypeError):
-        raise MergeError(f"Device '{name}' cannot be used on this machine. Use '--device auto', or 'cpu'.") from None
+def inspect(plan: Plan, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
+    """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core)."""
+    started, crew = time.monotonic(), team()
+    job = _Job(plan, device, Lookups(shared_store()))
+    layers = yield from _shared(job, crew, {}, workers)
+    return _report(plan, layers, started, device, job.kept.notes)
 
 
-def inspect(plan: Plan, device: torch.device | str = "cpu") -> Progress:
-    """Measure what the recipe would do, spectra included; write nothing."""
-    started, layers = time.monotonic(), []
-    for _, layer in _walked(plan, device, curves=True):
-        layers.append(layer)
-        yield layer
-    return _report(plan, layers, started, device)
+def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
+    """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all.
 
+    What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
+    """
+    started, crew, mark = time.monotonic(), team(), fingerprint(plan, device)
+    with ExitStack() as stack:
 
-def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu") -> Progress:
-    """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all."""
-    started, layers = time.monotonic(), []
-    with new_folder(out) as folder:
-        weights = Weights(folder, plan)
-        for tensor, layer in _walked(plan, device, curves=False):
-            weights.put(layer.name, tensor)
-            layers.append(layer)
-            yield layer
-        hashes = weights.finish()
-        report = replace(_report(plan, layers, started, device), sha256=hashes)
-        write_papers(folder, plan, report)
+        def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
+            notes = remove_leftovers(out, mark)
+            folder = stack.enter_context(new_folder(out, mark, stays=crew.goes_on_after))
+            return folder, Weights(folder, plan).begin(), notes
+
+        folder, done, notes = crew.from_first(begun)
+        job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
+        layers = yield from _shared(job, crew, done, workers)
+        notes = (*notes, *_taken_over(done), *job.kept.notes)
+        report = _report(plan, layers, started, device, notes)
+        if crew.is_first:
+            report = replace(report, sha256=job.weights.finish())
+            write_papers(folder, plan, report)
     return report
 
 
-def _walked(plan: Plan, device: torch.device | str, curves: bool) -> Iterator[tuple[Tensor, LayerReport]]:
-    """Each tensor in turn: merged, and what there is to say of it."""
-    for name in plan.names:
-        with one_thread():
-            layer = plan.layer(name, device)
-            merged = merged_layer(plan, layer)
-            done = layer.base + merged.delta, _measured(layer, merged, plan, curves)
-        yield done
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Factorisations of this size lose more by waiting for each other's threads than they gain: a busy machine is
-    a hundred times slower with two threads than with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int | None) -> Generator:
+    """Walk this process's share of what is not done yet; the LayerReports of all processes."""
+    yield from done.values()
+    left = {name: cost for name, cost in costs(job.plan).items() if name not in done}
+    mine, layers = {name: left[name] for name in crew.share(left)}, []
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        for layer in walked(mine, job.done, workers_for(job.device, workers)):
+            layers.append(layer)
+            yield layer
+    except Exception as error:
+        crew.fail(error)
+    shares = crew.gathered(layers)
+    yield from (layer for rank, share in enumerate(shares) if rank != crew.rank for layer in share)
+    return [*done.values(), *(layer for share in shares for layer in share)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each tensor."""
+
+    plan: Plan
+    device: torch.device | str
+    kept: Lookups
+    weights: Weights | None = None  # None: look, and write nothing
+
+    def done(self, name: str) -> LayerReport:
+        """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
+        measures = Measures(self.plan.recipe.names)
+        for rows in parts(self.plan, name):
+            layer = self.kept.layer(self.plan.layer(name, self.device, rows))
+            merged = merged_layer(self.plan, layer)
+            measures.add(layer, merged)
+            if self.weights:
+                self._put(layer, merged, rows.start if rows else 0)
+        report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
+        if self.weights:
+            self.weights.note(report)
+        return report
+
+    def _put(self, layer: Layer, merged: Merged, first: int) -> None:
+        """Write base plus delta, a few rows at a time, so that the sum of a large table takes no memory."""
+        if not layer.base.dim():
+            return self.weights.put(layer.name, layer.base + merged.delta)
+        step = rows_at_a_time(layer.base.shape)
+        for start in range(0, max(1, len(layer.base)), step):
+            some = slice(start, start + step)
+            self.weights.put(layer.name, layer.base[some] + merged.delta[some], first + start)
 
 
 def merged_layer(plan: Plan, layer: Layer) -> Merged:
+    """What the plan makes of one layer; MergeError if it fits neither into memory nor into numbers."""
+    if all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
+        return still
     try:
         merged = plan.method(layer, **plan.settings)
     except torch.OutOfMemoryError:
         raise MergeError(f"The device has no memory left for '{layer.name}'. Use '--device cpu'.") from None
-    if not torch.isfinite(merged.delta).all():
+    if not finite(merged.delta):
         raise MergeError(f"The merged '{layer.name}' exceeds the range of floating-point numbers: use smaller weights.")
     return merged
 
 
-def _measured(layer: Layer, merged: Merged, plan: Plan, curves: bool) -> LayerReport:
-    """What there is to say of one merged tensor: the method's facts, and those that every method has."""
-    size = _norm(layer.base) or 1.0
-    norms = [_norm(delta) for delta in layer.dense]
-    facts = {
-        **merged.facts,
-        "change": tuple(norm / size for norm in norms),
-        "merged change": _norm(merged.delta) / size,
-        "cosine of deltas": _mean_cosine(layer.dense, norms),
-    }
-    equal = tuple(name for name, norm in zip(plan.recipe.names, norms) if norm == 0)
-    found = _curves(layer, merged) if curves and layer.decompose else {}
-    return LayerReport(layer.name, tuple(layer.base.shape), layer.decompose, facts, found, equal)
+def _still(plan: Plan, layer: Layer) -> Merged | None:
+    """What the method makes of a tensor that no expert has changed; None if it would change it even so.
+
+    One entry stands for all of them: where nothing moves, no entry differs from another but in the base.
+    """
+    base = layer.base.new_ones((1,) * layer.base.dim())
+    one = replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas), factorise=None)
+    said = plan.method(one, **plan.settings)
+    return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
 
 
-def _curves(layer: Layer, merged: Merged) -> dict[str, tuple]:
-    curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors)}
-    curves["merged_singular_values"] = _rounded(factors(merged.delta).values)
-    rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
-    return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
+def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
+    return (f"{len(done)} tensors were finished by a run that was broken off, and are taken from it.",) * bool(done)
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values.tolist())
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _mean_cosine(deltas: Tensor, norms: list[float]) -> float:
-    """The mean cosine between two experts' deltas, zero deltas left out; 0 where there are no two."""
-    units = [delta.double() / norm for delta, norm in zip(deltas, norms) if norm]
-    count = len(units)
-    return (_norm(sum(units)) ** 2 - count) / (count * (count - 1)) if count > 1 else 0.0
-
-
-def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any) -> Report:
+def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, notes: tuple[str, ...]) -> Report:
+    place = {name: i for i, name in enumerate(plan.names)}
     return Report(
         recipe=replace(plan.recipe, settings=plan.settings).to_dict(),
         experts=plan.recipe.names,
-        layers=tuple(layers),
+        layers=tuple(sorted(layers, key=lambda layer: place[layer.name])),
         skipped=dict(plan.skipped),
-        notes=plan.notes,
+        alignment=plan.alignment,
+        notes=(*plan.notes, *notes, *_still_ones(layers, plan)),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device),
         versions={package: version(package) for package in ("torch", "safetensors")},
     )
+
+
+def _still_ones(layers: list[LayerReport], plan: Plan) -> list[str]:
+    """A note on the tensors that nobody has changed, where some are."""
+    count = sum(len(layer.equal_to_base) == len(plan.experts) for layer in layers)
+    return [f"{count} of {len(layers)} tensors are the base's own in every expert: copied, not computed."] * (count > 0)
 
 
 def _peak_memory_mb() -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.maths import spectral
-from mergelab.maths.spectral import Delta, Factors
+from mergelab.maths.spectral import Delta, Factors, Wanted
 from mergelab.report import Fact
 
 
@@ -26,7 +26,8 @@ class Layer:
 
     base: float32 (float64 where the base is), any shape. deltas: one per expert, expert minus base, in that dtype;
     dense in the base's shape, or LowRank. weights: (expert,). decompose: the tensor is a matrix whose singular
-    directions mean something (not an embedding).
+    directions mean something (not an embedding). factorise: (expert's index, wanted) -> Factors of that delta, where
+    they are kept somewhere; else they are computed.
     """
 
     name: str
@@ -34,16 +35,40 @@ class Layer:
     deltas: tuple[Delta, ...]
     weights: Tensor
     decompose: bool = False
+    factorise: Callable[[int, Wanted | None], Factors] | None = None
+
+    @cached_property
+    def entries(self) -> tuple[Tensor, ...]:
+        """Each delta with its entries, in the base's shape; what is dense already is not copied."""
+        return tuple(spectral.dense(delta) for delta in self.deltas)
 
     @cached_property
     def dense(self) -> Tensor:
-        """All deltas with their entries. (expert, *shape)"""
-        return torch.stack([spectral.dense(delta) for delta in self.deltas])
+        """All deltas with their entries, as one new stack. (expert, *shape)"""
+        return torch.stack(self.entries)
 
     @cached_property
-    def factors(self) -> tuple[Factors, ...]:
-        """Singular values and vectors of each delta; only for a layer to decompose. Computed once, on first use."""
-        return tuple(spectral.factors(delta) for delta in self.deltas)
+    def sum(self) -> Tensor:
+        """Σ w_i τ_i, the layer's shape; thin products are multiplied out as one."""
+        return spectral.weighted_sum(self.deltas, self.weights.tolist())
+
+    def factors(self, wanted: Wanted | None = None) -> tuple[Factors, ...]:
+        """Each delta's singular values and as many leading vectors as `wanted` says (all, if it is None).
+
+        Only for a layer to decompose. What is known already is not computed again, unless more vectors are asked for.
+        """
+        return tuple(self._factors_of(expert, wanted) for expert in range(len(self.deltas)))
+
+    def _factors_of(self, expert: int, wanted: Wanted | None) -> Factors:
+        known = self._known.get(expert)
+        if known is None or not known.suffice(wanted):
+            made = self.factorise or (lambda expert, wanted: spectral.factors(self.deltas[expert], wanted))
+            known = self._known[expert] = made(expert, wanted)
+        return known
+
+    @cached_property
+    def _known(self) -> dict[int, Factors]:
+        return {}
 
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""
@@ -56,11 +81,13 @@ class Merged:
 
     delta: what to add to the base, the layer's shape. facts: numbers worth plotting, one per expert or one for the
     layer. curves: sequences worth plotting (a joint spectrum, who owns which direction), (k,) or (expert, k) each.
+    roads: how its factorisations were computed.
     """
 
     delta: Tensor
     facts: Mapping[str, Fact] = field(default_factory=dict)
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+    roads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +141,7 @@ class MergeMethod:
     fewest: int  # experts that it needs
     settings: tuple[Setting, ...]
     function: Callable[..., Merged]
+    entrywise: bool = False  # where a layer is not decomposed, each entry is merged on its own, without a fact
 
     @property
     def summary(self) -> str:
@@ -140,14 +168,18 @@ class MergeMethod:
 METHODS: dict[str, MergeMethod] = {}
 
 
-def merge_method(title: str, *, paper: str = "", fewest: int = 1) -> Callable:
-    """Enter a function in METHODS, under its own name; its keyword arguments are its settings."""
+def merge_method(title: str, *, paper: str = "", fewest: int = 1, entrywise: bool = False) -> Callable:
+    """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
+
+    entrywise: where a layer is not decomposed, an entry of the answer depends on the same entries of the deltas and the
+    base alone, and there are no facts. Large tables are then merged in parts.
+    """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
         hints = get_type_hints(function, include_extras=True)
         keywords = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
         settings = tuple(Setting(p.name.rstrip("_"), p.default, _knob(hints[p.name], p.name)) for p in keywords)
-        method = MergeMethod(function.__name__, title, paper, fewest, settings, function)
+        method = MergeMethod(function.__name__, title, paper, fewest, settings, function, entrywise)
         if METHODS.setdefault(method.name, method) is not method:
             raise TypeError(f"there are two merge methods called '{method.name}'")
         return method

@@ -1,10 +1,11 @@
-"""A model folder made to run: loaded in float32, placed by accelerate, prompted, its answer streamed.
+"""A model folder made to run: any architecture of transformers, in float32, placed by accelerate; prompted, streamed.
 
 The only room that knows transformers. Weights come from the folder's safetensors alone; code in a folder never runs.
 """
 
+import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,40 +18,49 @@ from mergelab.errors import MergeError
 
 @dataclass(frozen=True)
 class Running:
-    """A model in memory with its tokenizer."""
+    """A model in memory with its tokenizer (None if its folder has none) and the name of its folder."""
 
     model: Any
     tokenizer: Any
+    name: str = ""
 
 
 def running(folder: Path) -> Running:
-    """Load a text-generating model; MergeError if the folder does not hold one."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    """Load whatever architecture config.json names: text, text to text, encoder, images. MergeError if it cannot be."""
+    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise MergeError(f"'{folder.name}' has no config.json, so it cannot be prompted.")
-    kind = (
-        AutoModelForSeq2SeqLM if read_json(folder / "config.json").get("is_encoder_decoder") else AutoModelForCausalLM
-    )
+    kind = _architecture(read_json(folder / "config.json"), folder.name)
+    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it cannot be prompted.") from None
-    try:
-        model = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            device_map="auto",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        model = kind.from_pretrained(folder, dtype=torch.float32, device_map="auto", use_safetensors=True, **safe)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n", 1)[0][:200]
-        raise MergeError(f"'{folder.name}' is no model that writes text, or it cannot be loaded: {reason}") from None
-    return Running(model.eval(), tokenizer)
+        raise MergeError(f"'{folder.name}' cannot be loaded, so it cannot be prompted: {reason}") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None
+    return Running(model.eval(), tokenizer, folder.name)
+
+
+def _architecture(config: dict, name: str) -> Any:
+    """The class that config.json names, if transformers itself has it; for one that names none, a text model."""
+    import transformers
+
+    named = [kind for kind in config.get("architectures") or () if isinstance(kind, str)]
+    if not named:
+        text_to_text = config.get("is_encoder_decoder")
+        return transformers.AutoModelForSeq2SeqLM if text_to_text else transformers.AutoModelForCausalLM
+    kind = getattr(transformers, named[0], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise MergeError(
+            f"'{name}' is a {named[0]}, which this version of transformers has not; it cannot be prompted."
+        )
+    return kind
 
 
 def answer(run: Running, prompt: str, *, tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
@@ -60,7 +70,7 @@ def answer(run: Running, prompt: str, *, tokens: int = 48, temperature: float = 
     """
     from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-    inputs = _encoded(run, prompt)
+    inputs = encoded(run, prompt)
     streamer = TextIteratorStreamer(run.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop, failure = threading.Event(), []
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -95,8 +105,12 @@ def answer(run: Running, prompt: str, *, tokens: int = 48, temperature: float = 
     yield text.lstrip()
 
 
-def _encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
-    """Token ids of a prompt, through the chat template if the model has one."""
+def encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
+    """Token ids and mask of a prompt, through the chat template if the model has one; MergeError if it takes none."""
+    if run.tokenizer is None:
+        raise MergeError(f"'{run.name}' has no tokenizer that can be loaded, so it cannot be prompted.")
+    if not run.model.can_generate():
+        raise MergeError(f"'{run.name}' is a {type(run.model).__name__}: it writes no text, so it cannot be prompted.")
     if getattr(run.tokenizer, "chat_template", None):
         turn = [{"role": "user", "content": prompt}]
         prompt = run.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -109,3 +123,100 @@ def _encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
     if not encoded["input_ids"].shape[1]:
         raise MergeError("The prompt is empty. Write something to ask.")
     return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}
+
+
+def built(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """A model in memory, float32, of tensors by their names on disk; MergeError if transformers cannot build it."""
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    named = next(iter(config.get("architectures") or ()), "")
+    kind = getattr(transformers, str(named), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise MergeError(f"config.json names no architecture that transformers has ('{named}'), so it cannot be run.")
+    settings = kind.config_class.from_dict(dict(config))
+    try:
+        model = kind.from_pretrained(None, config=settings, state_dict=dict(tensors), dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MergeError(f"These tensors make no {named}: {str(error).splitlines()[0][:200]}") from None
+    return model.eval()
+
+
+def outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a model answers: its logits, or the embeddings or states of one that has none."""
+    with torch.no_grad():
+        answer = model(**batch)
+    if isinstance(answer, torch.Tensor):
+        return answer
+    keys = ("logits", "logits_per_image", "image_embeds", "text_embeds", "last_hidden_state")
+    return next(answer[key] for key in keys if answer.get(key) is not None)
+
+
+def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tokens, pixels, or both: something that a model of this configuration can be run on."""
+    draw = torch.Generator().manual_seed(seed)
+    text, images = config.get("text_config") or config, config.get("vision_config") or config
+    batch = {}
+    if size := text.get("vocab_size"):
+        room = min(int(text.get("max_position_embeddings") or text.get("n_positions") or 16) - 4, 12)
+        batch["input_ids"] = torch.randint(0, int(size), (2, max(room, 1)), generator=draw)
+        if config.get("is_encoder_decoder"):
+            batch["decoder_input_ids"] = torch.randint(0, int(size), (2, 8), generator=draw)
+    if "num_channels" in images or "image_size" in images:
+        side = images.get("image_size") or 32
+        sides = (side, side) if isinstance(side, int) else tuple(side)
+        batch["pixel_values"] = torch.randn(2, int(images.get("num_channels") or 3), *sides, generator=draw)
+    return batch
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a model folder, alone; MergeError if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.") from None
+
+
+def with_biases(model: Any) -> Any:
+    """A copy of a model with a zero bias wherever its architecture has room for one; the outputs are the same.
+
+    Llama and its kin have two switches in their configuration. Mistral and Qwen2 without a sliding window are Llamas
+    to the bit, and become ones. Others come back as they are, or with biases in their attention alone.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    old = model.config.to_dict()
+    kind, wanted = type(model), copy.deepcopy(model.config)
+    if _is_llama(model.config):
+        known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+        kind, wanted = LlamaForCausalLM, LlamaConfig(**{key: old[key] for key in known & old.keys()})
+    for switch in ("attention_bias", "mlp_bias"):
+        if hasattr(wanted, switch):
+            setattr(wanted, switch, True)
+    wanted.architectures = [kind.__name__]
+    made = kind(wanted).to(dtype=model.dtype, device=model.device)
+    about = made.load_state_dict(model.state_dict(), strict=False)
+    assert not about.unexpected_keys and all(key.endswith(".bias") for key in about.missing_keys), about
+    with torch.no_grad():
+        for key in about.missing_keys:
+            made.get_parameter(key).zero_()
+    return made.eval()
+
+
+def takes_biases(model: Any) -> bool:
+    """Whether `with_biases` can give this model a bias in attention and MLP alike."""
+    return _is_llama(model.config) or all(hasattr(model.config, key) for key in ("attention_bias", "mlp_bias"))
+
+
+def _is_llama(config: Any) -> bool:
+    return config.model_type in ("mistral", "qwen2") and not _slides(config)
+
+
+def _slides(config: Any) -> bool:
+    """Whether attention looks back through a window: Qwen2 has a length for one even where it is switched off."""
+    if hasattr(config, "use_sliding_window"):
+        return bool(config.use_sliding_window)
+    return getattr(config, "sliding_window", None) is not None

@@ -5,7 +5,7 @@ Only headers and configuration are read here. A Plan that exists can be merged, 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.adapter import Adapter, is_adapter
+from mergelab.align.calibration import bundled_batches
+from mergelab.align.opened import InCoordinates
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
+from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named
 from mergelab.recipe import Recipe
@@ -34,23 +37,39 @@ class OpenedExpert:
     """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
 
     name: str
-    checkpoint: Checkpoint | None  # None: the base's weights, changed by the adapter alone
+    checkpoint: Checkpoint | InCoordinates | None  # None: the base's weights, changed by the adapter alone
     adapter: Adapter | None
 
-    def delta(self, name: str, base: Tensor) -> Delta:
-        """Expert minus base for one tensor, in the base's dtype; MergeError if it is not finite."""
-        delta = self._delta(name, base)
+    def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
+        """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
+
+        stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
+        """
+        delta = self._delta(name, stored, base, rows)
         parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
-        if not all(torch.isfinite(part).all() for part in parts):
+        if not all(map(finite, parts)):
             raise _broken(name, f"expert '{self.name}'")
         return delta
 
-    def _delta(self, name: str, base: Tensor) -> Delta:
-        full = self.checkpoint[name].to(base.dtype) - base if self.checkpoint else None
+    def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
+        if isinstance(self.checkpoint, InCoordinates):
+            return self._aligned(self.checkpoint, name, base, rows) - base
+        own = self.checkpoint.read(name, rows) if self.checkpoint else stored
+        same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
+        full = unmoved(base) if same else own.to(base.dtype) - base
         if self.adapter is None or name not in self.adapter:
-            return torch.zeros_like(base) if full is None else full
-        change = self.adapter.delta(name, base if full is None else base + full)
-        return change if full is None else full + dense(change)
+            return full
+        change = self.adapter.delta(name, base if same else base + full, rows)
+        return change if same else full + dense(change)
+
+    def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
+        """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
+        part = None if view.mixes_rows(name) else rows
+        own = view.expert.read(name, part).to(base.dtype)
+        if self.adapter is not None and name in self.adapter:
+            own = own + dense(self.adapter.delta(name, own, part))
+        moved = view.alignment.applied(name, own)
+        return moved if part == rows else moved[rows]
 
 
 @dataclass(frozen=True)
@@ -67,17 +86,35 @@ class Plan:
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
 
-    def layer(self, name: str, device: torch.device | str) -> Layer:
-        """Read one tensor of the base and of every expert; MergeError names who holds NaN or an infinity."""
-        stored = self.base[name]
-        base = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        if not torch.isfinite(base).all():
+    @property
+    def alignment(self) -> dict[str, dict[str, Any]]:
+        """What was found for each expert that is aligned, by its name; matches them now if no tensor was read yet."""
+        views = {expert.name: expert.checkpoint for expert in self.experts}
+        return {name: view.facts() for name, view in views.items() if isinstance(view, InCoordinates)}
+
+    def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
+        """Read one tensor of the base and of every expert, or some rows of it.
+
+        MergeError names who holds NaN or an infinity.
+        """
+        stored = self.base.read(name, rows)
+        if not finite(stored):
             raise _broken(name, f"the base '{self.base.source}'")
-        deltas = tuple(expert.delta(name, base).to(device) for expert in self.experts)
+        base = widened(stored)
+        deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
-        matrix = base.dim() == 2 and base.numel() > 0
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+
+    def decomposes(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose singular directions mean something."""
+        shape = self.base.entries[name].shape
         table = bool(_TABLE.search(name)) and not self.recipe.decompose_embeddings
-        return Layer(name, base.to(device), deltas, weights, decompose=matrix and not table)
+        return len(shape) == 2 and 0 not in shape and not table
+
+
+def widened(stored: Tensor) -> Tensor:
+    """A tensor in the dtype that it is merged in: float32, or float64 where it is stored so."""
+    return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -94,6 +131,7 @@ def plan(recipe: Recipe) -> Plan:
     experts = tuple(_opened_expert(e.source, name, base) for e, name in zip(recipe.experts, recipe.names))
     for expert in experts:
         _check_tensors(expert, base, names)
+    experts = tuple(_aligned(expert, base, recipe) for expert in experts)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
     return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, _notes(recipe, base, experts))
@@ -155,6 +193,19 @@ def _check_tensors(expert: OpenedExpert, base: Checkpoint, names: list[str]) -> 
         if not own[name].mergeable:
             found = f"'{name}' of expert '{expert.name}' is {own[name].dtype}"
             raise MergeError(f"{found}: quantised weights cannot be merged. Take the unquantised model.")
+
+
+def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedExpert:
+    """The expert in the base's coordinates, if the recipe asks for it; what was trained on the base is in them."""
+    if recipe.align == "none" or expert.checkpoint is None or expert.checkpoint is base:
+        return expert
+
+    def data():
+        return bundled_batches(recipe.base, base.folder)
+
+    if recipe.align == "activations":
+        data()  # says now that there is none
+    return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
 
 
 def _tied_heads(base: Checkpoint) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from mergelab.errors import MergeError, did_you_mean
 
 DTYPES = ("float32", "float16", "bfloat16")
 _KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "mergelab")
-_EXTRAS = ("decompose_embeddings",)
+_EXTRAS = ("decompose_embeddings", "align")
+_ALIGN = ("none", "weights", "activations")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None  # of the written weights; None keeps the base's
     decompose_embeddings: bool = False
+    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ class Recipe:
             settings=_mapping(data.get("parameters"), f"{where}, parameters"),
             dtype=_dtype(data.get("dtype"), where),
             decompose_embeddings=_flag(extras.get("decompose_embeddings", False), where),
+            align=_alignment(extras.get("align", "none"), where),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +115,8 @@ class Recipe:
             data["parameters"] = dict(self.settings)
         if self.dtype:
             data["dtype"] = self.dtype
-        extras = {key: True for key in _EXTRAS if getattr(self, key)}
+        extras: dict[str, Any] = {"decompose_embeddings": True} if self.decompose_embeddings else {}
+        extras |= {"align": self.align} if self.align != "none" else {}
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:
@@ -167,6 +171,12 @@ def _text(value: Any, key: str, where: str) -> str:
 def _flag(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise MergeError(f"{where}: 'decompose_embeddings' must be true or false, not {value!r}.")
+    return value
+
+
+def _alignment(value: Any, where: str) -> str:
+    if value not in _ALIGN:
+        raise MergeError(f"{where}: unknown 'align' {value!r}. {did_you_mean(value, _ALIGN)}")
     return value
 
 

@@ -1,8 +1,10 @@
 """What happened: one LayerReport per tensor, one Report per run; JSON both ways. Knows no tensor, file or picture."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import fmean, quantiles
 from typing import Any
 
 Fact = float | tuple[float, ...]  # one number for the layer, or one per expert
@@ -42,6 +44,16 @@ class LayerReport:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     curves: Mapping[str, tuple] = field(default_factory=dict)
     equal_to_base: tuple[str, ...] = ()  # experts that leave this tensor as it is
+    roads: tuple[str, ...] = ()  # how its factorisations were computed
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LayerReport":
+        """The one that `to_json` wrote."""
+        return cls(**_frozen(json.loads(text)))
 
     @property
     def full_rank(self) -> int:
@@ -58,6 +70,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)  # tensor -> why it was not merged
     notes: tuple[str, ...] = ()
+    alignment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # expert -> distances, objective, …
     sha256: Mapping[str, str] = field(default_factory=dict)  # written weight file -> its hash
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -93,7 +106,86 @@ class Report:
         """The report that `to_json` wrote."""
         data = json.loads(text)
         layers = tuple(LayerReport(**_frozen(layer)) for layer in data.pop("layers"))
+        data["alignment"] = _frozen(data.get("alignment", {}))
         return cls(layers=layers, **(data | {key: tuple(data[key]) for key in ("experts", "notes")}))
+
+
+@dataclass(frozen=True)
+class Channels:
+    """One site of a network: mean and variance of each channel in the expert, the merged and the repaired model.
+
+    Each is one number per channel; those of the repaired model are empty before a repair.
+    """
+
+    site: str
+    expert_mean: tuple[float, ...]
+    expert_var: tuple[float, ...]
+    merged_mean: tuple[float, ...]
+    merged_var: tuple[float, ...]
+    repaired_mean: tuple[float, ...] = ()
+    repaired_var: tuple[float, ...] = ()
+
+    def ratio(self, whose: str = "merged") -> float:
+        """The mean variance over channels, relative to the expert's: 1 is none lost. whose: merged or repaired."""
+        goal = fmean(self.expert_var)
+        return fmean(getattr(self, f"{whose}_var")) / goal if goal else 1.0
+
+    def log2_ratio(self, whose: str = "merged") -> float:
+        """The base-2 logarithm of the ratio, as it is plotted: -1 is half of the variance; held at -40."""
+        return math.log2(max(self.ratio(whose), 2.0**-40))
+
+    def offset(self, whose: str = "merged") -> float:
+        """How far the means lie from the expert's, relative to its deviations: ‖μ - μ_e‖ / ‖σ_e‖."""
+        away = [(a - b) ** 2 for a, b in zip(getattr(self, f"{whose}_mean"), self.expert_mean)]
+        return math.sqrt(sum(away) / (sum(self.expert_var) or 1.0))
+
+    def spread(self, whose: str = "merged") -> tuple[float, float, float]:
+        """The 10 %, 50 % and 90 % quantile over channels of log2(variance / the expert's); dead ones left out."""
+        pairs = zip(getattr(self, f"{whose}_var"), self.expert_var)
+        logs = [math.log2(a / b) for a, b in pairs if a > 0 and b > 0] or [0.0]
+        cuts = quantiles(logs * 2, n=10, method="inclusive")
+        return cuts[0], cuts[4], cuts[8]
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The repair of one merged model for one task: how, what it found at each site, and what it was worth.
+
+    scores: who -> exact match or accuracy, 0…1: "base", "expert", "merged", "repaired", "base, repaired" and, on
+    request, "without the expert" and "without the expert, repaired". unfolded: sites that the written weights lack.
+    difference: the largest |hooked - folded| of the outputs.
+    """
+
+    task: str
+    target: str
+    mode: str
+    samples: int
+    tokens: int
+    channels: tuple[Channels, ...]
+    dead: int = 0
+    clamped: int = 0
+    skipped: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    unfolded: tuple[str, ...] = ()
+    difference: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """The geometric mean over sites of the variance ratio, before and after."""
+        logs = [[one.log2_ratio(whose) for one in self.channels] for whose in ("merged", "repaired")]
+        return 2 ** fmean(logs[0]), 2 ** fmean(logs[1])
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RepairReport":
+        """The report that `to_json` wrote."""
+        data = json.loads(text)
+        channels = tuple(Channels(**_frozen(one)) for one in data.pop("channels"))
+        return cls(channels=channels, **(data | {key: tuple(data[key]) for key in ("unfolded", "notes")}))
 
 
 def _frozen(value: Any) -> Any:

@@ -6,7 +6,8 @@ the merge that its recipe makes.
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from mergelab.checkpoint import FLOATS
 from mergelab.errors import MergeError
 from mergelab.knobs import EXPERTS, checked_values
 from mergelab.maths.spectral import Delta, LowRank
-from mergelab.merge import merged_layer, one_thread
+from mergelab.merge import merged_layer
 from mergelab.method import METHODS, Layer
 from mergelab.model import Running
 from mergelab.plan import Plan, plan
@@ -25,6 +26,7 @@ from mergelab.recipe import Expert, Recipe
 from mergelab.resident import Resident
 from mergelab.scoring import TaskScore
 from mergelab.step import Step
+from mergelab.store import Lookups, shared_store
 from mergelab.sweep_report import Point, SweepReport
 
 KEPT_BYTES = 2 << 30  # of layers that are remembered from point to point
@@ -105,7 +107,7 @@ def _point(
 ) -> Generator[Step, None, Point]:
     tally = _Tally()
     for name in work.names:
-        with one_thread():
+        with _one_thread():
             layer = layers.of(work, name)
             merged = merged_layer(work, layer)
             tally.add(layer, merged.delta, merged.facts)
@@ -116,6 +118,17 @@ def _point(
     if resident and scorer:
         scores = yield from _told(scorer(resident.run, work.recipe), step)
     return Point(value, work.recipe, tally.facts(), scores)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a merge: factorisations of this size lose more by waiting for each other's threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _told(job: Generator[str, None, tuple[TaskScore, ...]], step: Step) -> Generator[Step, None, tuple[TaskScore, ...]]:
@@ -144,13 +157,14 @@ class _Layers:
         self.device, self.most, self.held = device, most, 0
         self.experts: tuple[Expert, ...] = ()
         self.kept: dict[str, Layer] = {}
+        self.lookups = Lookups(shared_store())  # known from another merge, or another number
 
     def of(self, work: Plan, name: str) -> Layer:
         if work.recipe.experts != self.experts:
             self.experts, self.kept, self.held = work.recipe.experts, {}, 0
         if name in self.kept:
             return self.kept[name]
-        layer = work.layer(name, self.device)
+        layer = self.lookups.layer(work.layer(name, self.device))
         if self.held + _bytes(layer) <= self.most:
             self.held += _bytes(layer)
             self.kept[name] = layer
@@ -175,7 +189,7 @@ class _Tally:
         self.base = self.change = self.average = self.dot = 0.0
 
     def add(self, layer: Layer, delta: Tensor, facts: Mapping[str, Any]) -> None:
-        average = layer.weighted(layer.dense).sum(0)
+        average = layer.sum
         self.base += _dot(layer.base, layer.base)
         self.change += _dot(delta, delta)
         self.average += _dot(average, average)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelab.assets import ASSETS
+from mergelab.assets import ASSETS, bundled
 
 Pair = tuple[str, str]  # (prompt, answer)
 
@@ -33,6 +33,14 @@ def tasks(family: str = "numbers") -> dict[str, Task]:
 
 def _task(name: str, test: list[list[str]], calibration: list[list[str]]) -> Task:
     return Task(name, tuple(map(tuple, test)), tuple(map(tuple, calibration)))
+
+
+def own_task(source: str) -> Task | None:
+    """The task that a bundled expert was trained for, an adapter of it included; None for any other source."""
+    family, _, name = source.partition("/")
+    if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
+        return None
+    return tasks(family).get(name.removesuffix("-lora"))
 
 
 def padded(tokenizer, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,15 @@ import pytest
 import torch
 from making import shifted, tiny, write_model
 
+from mergelab.store import shared_store
+
+
+@pytest.fixture(autouse=True)
+def fresh_store(tmp_path_factory, monkeypatch):
+    """No test finds what another one has kept, nor what this machine's user has."""
+    monkeypatch.setenv("MERGELAB_CACHE", str(tmp_path_factory.mktemp("factors")))
+    shared_store.cache_clear()
+
 
 @pytest.fixture
 def trio(tmp_path):

@@ -115,5 +115,5 @@ def test_a_merge_counts_its_way_on_a_terminal_only(recipe, tmp_path, capsys, mon
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["merge", str(recipe), str(tmp_path / "two")]) == 0
-    assert "6/6 scale" in capsys.readouterr().err
+    assert "\r\x1b[K6/6 " in capsys.readouterr().err
     assert json.loads((tmp_path / "two/config.json").read_text())

@@ -71,8 +71,8 @@ def test_a_merge_that_is_stopped_leaves_nothing(tmp_path):
 def test_an_adapter_is_prompted_as_the_model_that_it_stands_for(lab):
     folder = lab.model_folder("numbers/german-lora", "numbers/base")
     assert folder != lab.model_folder("numbers/base", "numbers/base")
-    (texts,) = list(lab.answers([folder], "german: 21 ="))[-1:]
-    assert texts == ["einundzwanzig"]
+    (texts,) = list(lab.answers([folder], "german: 424 ="))[-1:]
+    assert texts == ["vierhundertvierundzwanzig"]
 
 
 def test_answers_come_from_one_model_after_another_and_grow(lab, run):

@@ -5,9 +5,15 @@ import torch
 from making import noise
 
 from mergelab.maths import signs, spectral
+from mergelab.maths.selection import kth_largest
 from mergelab.maths.spectral import LowRank
 
 MATRICES = {
+    "large and wide": noise(70, 90),
+    "large and tall": noise(3000, 70),
+    "large, rank 5": noise(70, 5, seed=1) @ noise(5, 80, seed=2),
+    "large, orthogonal": torch.linalg.qr(noise(80, 80)).Q,
+    "large, one value seven times": torch.block_diag(torch.linalg.qr(noise(7, 7)).Q, 0.1 * noise(70, 80)),
     "wide": noise(5, 17),
     "tall": noise(17, 5),
     "square": noise(9, 9),
@@ -15,6 +21,10 @@ MATRICES = {
     "rank 2 of 8": noise(8, 2, seed=1) @ noise(2, 12, seed=2),
 }
 each_matrix = pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+
+
+def truncated(matrix, factors, rank):
+    return spectral.leading(matrix, factors, rank).dense()
 
 
 @each_matrix
@@ -27,25 +37,59 @@ def test_factors_are_those_of_the_whole_svd(matrix):
     assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(rank).double(), atol=1e-9)
 
 
+@each_matrix
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.45, 1.0])
+def test_the_leading_vectors_alone_are_those_among_all(matrix, share):
+    every, some = spectral.factors(matrix), spectral.factors(matrix, lambda values: round(share * len(values)))
+    count = round(share * len(every.values))
+    assert some.vectors.shape[1] == count
+    assert torch.allclose(some.values, every.values, rtol=1e-9)
+    kept = torch.diag(every.values[:count] ** 2)  # vectors of equal values may be turned: what they diagonalise may not
+    image = matrix.T @ some.vectors if some.left else matrix @ some.vectors
+    assert torch.allclose(image.T @ image, kept, atol=1e-9)
+
+
+def test_no_vectors_are_computed_where_the_spectrum_is_all_that_is_wanted():
+    assert spectral.factors(noise(60, 90), spectral.no_vectors).vectors.shape == (60, 0)
+
+
+def test_a_zero_matrix_costs_nothing():
+    assert spectral.factors(torch.zeros(60, 90)).road == "zero"
+
+
+@pytest.mark.parametrize("kind", ["square", "wide", "tall", "an adapter stored in full", "an adapter"])
+def test_a_bfloat16_delta_is_factorised_as_exactly_as_its_entries_in_float64(kind):
+    shape = {"wide": (60, 200), "tall": (200, 60)}.get(kind, (90, 90))
+    entries = noise(shape[0], 4, seed=1) @ noise(4, shape[1], seed=2) if "adapter" in kind else noise(*shape)
+    thin = LowRank(noise(90, 4, seed=1).bfloat16(), noise(4, 90, seed=2).bfloat16())
+    matrix = thin if kind == "an adapter" else entries.bfloat16()
+    exact = spectral.dense(matrix.to(torch.float64))
+    u, s, vt = torch.linalg.svd(exact)
+    found = spectral.leading(matrix, spectral.factors(matrix, lambda values: 3), 3).dense()
+    assert torch.linalg.vector_norm(found - u[:, :3] * s[:3] @ vt[:3]) < 5e-7 * torch.linalg.vector_norm(exact)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 20])
 def test_a_product_of_thin_factors_has_the_spectrum_of_its_entries(rank):
     thin = LowRank(noise(9, rank, seed=1), noise(rank, 14, seed=2))
     found, wanted = spectral.factors(thin), spectral.factors(thin.dense())
     assert torch.allclose(found.values, wanted.values, rtol=1e-6)
     for kept in (1, len(found.values)):
-        assert torch.allclose(spectral.truncated(thin, found, kept), spectral.truncated(thin.dense(), wanted, kept))
+        assert torch.allclose(truncated(thin, found, kept), truncated(thin.dense(), wanted, kept))
 
 
 @each_matrix
 def test_keeping_every_direction_gives_the_matrix_back(matrix):
     found = spectral.factors(matrix)
-    assert torch.allclose(spectral.truncated(matrix, found, len(found.values)), matrix, atol=1e-6)
+    assert torch.allclose(truncated(matrix, found, len(found.values)), matrix, atol=1e-6)
 
 
 @each_matrix
 def test_truncation_is_the_nearest_matrix_of_that_rank(matrix):
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.allclose(spectral.truncated(matrix, spectral.factors(matrix), 1), s[0] * u[:, :1] @ vt[:1], atol=1e-8)
+    left_out = torch.linalg.svdvals(matrix)[1:].norm()
+    kept = truncated(matrix, spectral.factors(matrix), 1)
+    assert torch.linalg.matrix_rank(kept) == 1
+    assert torch.allclose((matrix - kept).norm(), left_out, atol=1e-8)
 
 
 def test_a_zero_matrix_has_no_singular_values():
@@ -53,7 +97,7 @@ def test_a_zero_matrix_has_no_singular_values():
     assert len(found.values) == 0
     assert spectral.rank_keeping(found.values, 0.4) == 0
     assert spectral.effective_rank(found.values) == 0
-    assert (spectral.truncated(torch.zeros(4, 6), found, 0) == 0).all()
+    assert (truncated(torch.zeros(4, 6), found, 0) == 0).all()
 
 
 def test_the_rank_is_the_smallest_whose_values_sum_to_the_share():
@@ -65,6 +109,30 @@ def test_the_rank_is_the_smallest_whose_values_sum_to_the_share():
 def test_the_effective_rank_of_equal_values_is_their_number():
     assert spectral.effective_rank(torch.ones(5)) == pytest.approx(5)
     assert spectral.effective_rank(torch.tensor([1.0, 0.0])) == pytest.approx(1)
+
+
+def test_weighted_sums_do_not_mind_how_a_matrix_is_held():
+    thin = [LowRank(noise(9, 2, seed=i), noise(2, 7, seed=5 + i)) for i in range(2)]
+    held = [thin[0], noise(9, 7, seed=8), thin[1], noise(9, 7, seed=9)]
+    for matrices in (held, held[1::2], thin):
+        wanted = sum(w * spectral.dense(matrix) for w, matrix in zip((1.0, 0.5, -2.0, 3.0), matrices))
+        assert torch.allclose(spectral.weighted_sum(matrices, (1.0, 0.5, -2.0, 3.0)), wanted)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3])
+def test_the_joint_factors_of_tall_matrices_are_orthonormal_where_values_are_weak(size):
+    matrices = [noise(60, 7), size * noise(60, 7, seed=1)]
+    found = spectral.joint_factors(matrices)
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(14).double(), atol=1e-6)
+    assert torch.allclose(found.values, torch.linalg.svdvals(torch.cat(matrices, 1)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 5, 2), (4, 4, 4)])
+def test_the_joint_factors_of_thin_products_are_those_of_their_entries(ranks):
+    thin = [LowRank(noise(9, rank, seed=i), noise(rank, 14, seed=5 + i)) for i, rank in enumerate(ranks)]
+    found, wanted = spectral.joint_factors(thin), spectral.joint_factors([matrix.dense() for matrix in thin])
+    assert torch.allclose(found.values, wanted.values, rtol=1e-6)
+    assert torch.allclose(found.vectors @ found.vectors.T, wanted.vectors @ wanted.vectors.T, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (30, 4), (12, 4)])
@@ -86,6 +154,35 @@ def test_trimming_keeps_the_largest_entries(count):
 
 def test_entries_that_tie_with_the_last_one_are_kept():
     assert signs.trimmed(torch.tensor([2.0, -2.0, 1.0]), 1).tolist() == [2.0, -2.0, 0.0]
+
+
+def sparse(values):
+    return torch.where(noise(*values.shape, seed=5) < -1, values, 0)
+
+
+@pytest.mark.parametrize("kind", [lambda v: v, lambda v: v.bfloat16().float(), sparse, lambda v: v.sign()])
+@pytest.mark.parametrize("share", [1e-5, 0.01, 0.2, 0.77, 1.0])
+def test_the_kth_largest_is_found_exactly_among_many(kind, share):
+    values = kind(noise(300, 701, dtype=torch.float32)).abs()
+    k = max(1, int(share * values.numel()))
+    assert kth_largest(values, k) == values.flatten().sort(descending=True).values[k - 1]
+    assert kth_largest(values.T.double(), k) == kth_largest(values, k)
+
+
+def test_the_kth_largest_is_found_where_the_sample_misleads():
+    values = torch.ones(2**17)
+    values[:: (len(values) // 2**12) | 1] = 5.0  # all that the sample sees
+    assert kth_largest(values, len(values) // 2) == 1
+    values[:] = torch.arange(len(values)).float() ** 3
+    assert kth_largest(values, 5) == (len(values) - 5.0) ** 3
+
+
+@pytest.mark.parametrize("size", [0, 5, 2**16, 2**17 + 3])
+def test_blocks_are_views_of_all_entries_in_order(size):
+    one, other = torch.zeros(size), torch.arange(float(size))
+    for target, part in signs.blocks(one, other):
+        target.copy_(part)
+    assert torch.equal(one, other)
 
 
 def test_a_tie_takes_plus_or_the_sign_of_most():

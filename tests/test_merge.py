@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
 from mergelab.checkpoint import Checkpoint, ShardWriter
-from mergelab.output import _sha256
+from mergelab.output import sha256_of
 
 
 def weights(folder):
@@ -46,7 +46,7 @@ def test_the_recipe_in_the_folder_merges_again_to_the_same_bytes(trio, tmp_path,
     recipe = Recipe(str(trio[0]), (Expert(str(trio[1]), 0.3), Expert(str(trio[2]))), method, dtype="bfloat16")
     report = merged(recipe, tmp_path / "out")
     again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
-    assert report.sha256 == again.sha256 == {"model.safetensors": _sha256(tmp_path / "again/model.safetensors")}
+    assert report.sha256 == again.sha256 == {"model.safetensors": sha256_of(tmp_path / "again/model.safetensors")}
     assert (tmp_path / "out/recipe.yaml").read_bytes() == (tmp_path / "again/recipe.yaml").read_bytes()
 
 

@@ -126,6 +126,23 @@ def test_dense_and_low_rank_deltas_agree(method):
     assert_close(method(mixed).delta, method(full).delta, 1e-6)
 
 
+@every_method
+def test_how_tensors_lie_in_memory_does_not_matter(method):
+    given = layer(60, 9)
+    turned = [delta.T.contiguous().T for delta in given.deltas]
+    merged = method(replace(given, base=given.base.T.contiguous().T, deltas=tuple(turned)))
+    assert_close(merged.delta, method(given).delta, 1e-9)
+
+
+@every_method
+def test_a_delta_of_zeros_that_takes_no_memory_is_fine(method):
+    given = layer(60, 9)
+    nothing = given.base.new_zeros(()).expand(60, 9)
+    light = method(replace(given, deltas=(given.deltas[0], nothing, given.deltas[2])))
+    full = method(replace(given, deltas=(given.deltas[0], nothing.clone(), given.deltas[2])))
+    assert_close(light.delta, full.delta, 1e-9)
+
+
 def assert_facts_are_numbers(merged, experts):
     for name, fact in merged.facts.items():
         numbers = fact if isinstance(fact, tuple) else (fact,)
@@ -185,3 +202,13 @@ def test_its_docstring_has_a_summary_and_equations_and_its_paper_is_named(method
     assert method.summary.endswith(".") and len(method.summary) < 120
     assert "=" in method.doc.split("\n", 1)[1]
     assert method.title and len(method.paper.split(".")) == 2
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.entrywise], ids=lambda method: method.name)
+@pytest.mark.parametrize("shape", [(7,), (6, 9), (3, 4, 5)], ids=str)
+def test_an_entrywise_method_merges_a_table_part_by_part_to_the_same_bytes(method, shape):
+    whole = replace(layer(*shape), decompose=False)
+    parts = [slice(0, 1), slice(1, 3), slice(3, None)]
+    made = [method(replace(whole, base=whole.base[p], deltas=tuple(d[p] for d in whole.deltas))) for p in parts]
+    assert torch.equal(torch.cat([merged.delta for merged in made]), method(whole).delta)
+    assert not any(merged.facts or merged.curves for merged in made)

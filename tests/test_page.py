@@ -132,9 +132,9 @@ def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(pa
         page.click("#download")
     assert download.value.suggested_filename.endswith(".zip")
     page.get_by_role("tab", name="Try prompts").click()
-    page.locator("#prompt textarea, #prompt input").first.fill("english: 21 =")
+    page.locator("#prompt textarea, #prompt input").first.fill("english: 675 =")
     page.click("#ask")
-    expect(page.locator("#answer-merged textarea")).to_have_value("twenty-one")
+    expect(page.locator("#answer-merged textarea")).to_have_value("six hundred and seventy-five")
     expect(page.locator("#which")).to_contain_text(run.sha256[:16])
 
 

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from making import finished, merged, noise, recipe_of, write_model
 
 from mergelab import METHODS, Report, inspect, plan
+from mergelab.report import Channels, RepairReport
 
 
 def test_a_report_survives_json(trio, tmp_path):
@@ -63,3 +65,14 @@ def test_the_table_has_a_row_per_matrix_and_expert(trio):
     header, rows = report.table()
     assert [row[:3] for row in rows][:2] == [["a.weight", "6×8", "expert-1"], ["a.weight", "6×8", "expert-2"]]
     assert len(rows) == 4 and all(len(row) == len(header) for row in rows)
+
+
+def test_a_repair_report_survives_json_and_says_its_ratios():
+    one = Channels("a|out", (0.0, 1.0), (1.0, 3.0), (1.0, 1.0), (0.5, 0.5), (0.0, 1.0), (1.0, 3.0))
+    report = RepairReport("french", "task", "affine", 32, 400, (one,), scores={"merged": 0.5}, notes=("n",))
+    assert RepairReport.from_json(report.to_json()) == report
+    assert one.ratio() == 0.25 and one.log2_ratio() == -2 and one.ratio("repaired") == 1
+    assert one.offset() == pytest.approx(0.5) and one.offset("repaired") == 0
+    assert report.ratios == pytest.approx((0.25, 1.0))
+    low, middle, high = one.spread()
+    assert low <= middle <= high and low < -2 < high

@@ -6,6 +6,7 @@ import torch
 from making import layer_of, noise
 
 from mergelab import METHODS
+from mergelab.maths.spectral import LowRank, dense
 
 WEIGHTS = [1.0, 0.5, 1.7]
 
@@ -48,6 +49,59 @@ def test_star_keeps_eta_percent_of_the_nuclear_norm_and_rescales(deltas, eta):
 def test_drm_votes_in_the_joint_basis_of_the_concatenation(deltas, method, settings):
     merged = METHODS[method](layer_of(deltas, WEIGHTS), **settings)
     assert_equal(merged.delta, getattr(textbook, method)(deltas, WEIGHTS, **settings))
+
+
+def error(merged, wanted):
+    return torch.linalg.vector_norm(merged.delta - wanted) / torch.linalg.vector_norm(wanted)
+
+
+def adapter(out, columns, rank, seed):
+    return LowRank(noise(out, rank, seed=seed).float(), noise(rank, columns, seed=seed + 50).float())
+
+
+SINGLE = {
+    "full": [noise(96, 150, seed=i).float() for i in range(3)],
+    "tall": [noise(300, 60, seed=i).float() for i in range(3)],
+    "an adapter's product": [low_rank(120, 100, 4, seed=i).float() for i in range(3)],
+    "an adapter's product in bfloat16": [low_rank(120, 100, 4, seed=i).bfloat16().float() for i in range(3)],
+    "adapters": [adapter(120, 100, 4, seed=i) for i in range(3)],
+    "adapters of different ranks": [adapter(120, 100, 1 + 3 * i, seed=i) for i in range(3)],
+    "adapters and full": [adapter(120, 100, 4, seed=1), noise(120, 100, seed=2).float(), adapter(120, 100, 2, seed=3)],
+}
+each_single = pytest.mark.parametrize("deltas", SINGLE.values(), ids=SINGLE)
+
+
+def exactly(deltas):
+    return [dense(delta.to(torch.float64)) for delta in deltas]
+
+
+@each_single
+@pytest.mark.parametrize("eta", [10, 40, 80])
+def test_star_in_float32_is_exact_to_a_few_roundings(deltas, eta):
+    merged = METHODS["star"](layer_of(deltas, WEIGHTS), eta=eta)
+    assert error(merged, textbook.star(exactly(deltas), WEIGHTS, eta)) < 5e-7
+
+
+@each_single
+@pytest.mark.parametrize("method", ["drm_h", "drm_v"])
+def test_drm_in_float32_is_exact_to_a_few_roundings(deltas, method):
+    """No entry of these is so near to the threshold, or to a tie, that float32 would decide otherwise."""
+    merged = METHODS[method](layer_of(deltas, WEIGHTS))
+    assert error(merged, getattr(textbook, method)(exactly(deltas), WEIGHTS)) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["star", "drm_h", "drm_v"])
+def test_adapters_are_never_multiplied_out_one_by_one(monkeypatch, method):
+    deltas = SINGLE["adapters"]
+    layer = layer_of(deltas)
+    monkeypatch.setattr(LowRank, "dense", lambda self: pytest.fail("an adapter was multiplied out"))
+    assert METHODS[method](layer).delta.shape == (120, 100)
+
+
+@pytest.mark.parametrize("method", ["star", "drm_h", "drm_v"])
+def test_the_merge_says_by_which_road_its_factors_came(method):
+    assert METHODS[method](layer_of(SINGLE["adapters"])).roads[0].startswith("QR, Gram, ")
+    assert METHODS[method](layer_of(SINGLE["full"])).roads[0].startswith("Gram, ")
 
 
 @pytest.mark.parametrize("shape", [(9,), (3, 4, 5)])

@@ -5,13 +5,16 @@ exact there, so its eigenvalues give singular values to about 1e-8 of the larges
 ever formed. A product of two thin factors (LoRA) is factorised without being multiplied out.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 import torch
 from torch import Tensor
 
+from mergelab.maths.gram import left_factors
+
+STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
 NOISE = 1e-7  # singular values below this share of the largest are rounding, not signal
 
 
@@ -27,9 +30,19 @@ class LowRank:
         """(out, in)"""
         return torch.Size((self.left.shape[0], self.right.shape[1]))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of both factors."""
+        return self.left.dtype
+
     def dense(self) -> Tensor:
         """The matrix itself, (out, in)."""
         return self.left @ self.right
+
+    @property
+    def T(self) -> "LowRank":  # noqa: N802 (as Tensor.T)
+        """The transpose, (in, out)."""
+        return LowRank(self.right.T, self.left.T)
 
     def to(self, *where: Any) -> "LowRank":
         """The same on another device or in another dtype, as `Tensor.to`."""
@@ -37,19 +50,26 @@ class LowRank:
 
 
 Delta = Union[Tensor, LowRank]
+Wanted = Callable[[Tensor], int]  # all singular values, descending -> how many leading vectors are needed
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Singular values and one side's vectors of a matrix.
+    """All singular values of a matrix, and the leading vectors of one side.
 
     values: (k,) float64, descending, rounding cut off; k is the numerical rank, 0 for a zero matrix.
-    vectors: (side, k) float64, orthonormal columns: left singular vectors if `left`, else right ones.
+    vectors: (side, r) float64, orthonormal columns, the r <= k that were asked for: left singular vectors if `left`,
+    else right ones. road: how they were computed.
     """
 
     values: Tensor
     vectors: Tensor
     left: bool
+    road: str = ""
+
+    def suffice(self, wanted: Wanted | None) -> bool:
+        """Whether the vectors that are wanted are among these."""
+        return self.vectors.shape[1] >= _count(self.values, wanted)
 
 
 def dense(delta: Delta) -> Tensor:
@@ -57,31 +77,56 @@ def dense(delta: Delta) -> Tensor:
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 
-def factors(matrix: Delta) -> Factors:
-    """The singular values of a matrix (out, in) and the vectors of its smaller side."""
-    if isinstance(matrix, LowRank):
-        return _thin_factors(matrix)
-    left = matrix.shape[0] <= matrix.shape[1]
-    tall = (matrix.T if left else matrix).double()  # (long, short)
-    return _from_gram(tall.T @ tall, left)
+def no_vectors(values: Tensor) -> int:
+    """What to ask of `factors` when the spectrum alone is needed."""
+    return 0
 
 
-def _from_gram(gram: Tensor, left: bool) -> Factors:
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    values, vectors = eigenvalues.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    return _without_noise(values, vectors, left)
+def factors(matrix: Delta, wanted: Wanted | None = None) -> Factors:
+    """The singular values of a matrix (out, in) and leading vectors of its smaller side: all, if `wanted` is None."""
+    if isinstance(matrix, LowRank) or matrix.shape[0] <= matrix.shape[1]:
+        return joint_factors([matrix], wanted)
+    return replace(joint_factors([matrix.T], wanted), left=False)
 
 
-def _thin_factors(matrix: LowRank) -> Factors:
-    q, r = torch.linalg.qr(matrix.left.double())  # (out, k), (k, r)
-    p = torch.linalg.qr(matrix.right.T.double()).R  # (k', r)
-    u, values, _ = torch.linalg.svd(r @ p.T, full_matrices=False)
-    return _without_noise(values, q @ u, left=True)
+def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None) -> Factors:
+    """Singular values and leading left vectors of [M_1 … M_T] side by side. M_i: (out, in).
+
+    Thin products are not multiplied out: with Q R = [B_1 … B_T], what is factorised is [R_1 A_1 … R_T A_T].
+    """
+    out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
+    if all(isinstance(matrix, LowRank) for matrix in matrices) and sum(m.left.shape[1] for m in matrices) < out:
+        q, r = torch.linalg.qr(torch.cat([m.left for m in matrices], 1).double())  # (out, k), (k, Σ r_i)
+        parts = r.split([m.left.shape[1] for m in matrices], 1)
+        inside = joint_factors([part @ m.right.double() for part, m in zip(parts, matrices)], wanted)
+        return replace(inside, vectors=q @ inside.vectors, road=f"QR, {inside.road}")
+    whole = [dense(matrix) for matrix in matrices]
+    return _side_by_side(whole, wanted) if out <= columns else _one_above_the_other(torch.cat(whole, 1), wanted)
 
 
-def _without_noise(values: Tensor, vectors: Tensor, left: bool) -> Factors:
-    rank = int((values > NOISE * values[:1]).sum()) if values.numel() else 0
-    return Factors(values[:rank], vectors[:, :rank], left)
+def _side_by_side(matrices: Sequence[Tensor], wanted: Wanted | None) -> Factors:
+    values, vectors, road = left_factors(matrices, lambda values: _count(_signal(values), wanted))
+    values = _signal(values)
+    return Factors(values, vectors[:, : _count(values, wanted)], True, road)
+
+
+def _one_above_the_other(tall: Tensor, wanted: Wanted | None) -> Factors:
+    """Left factors of a matrix with fewer columns than rows, by way of its right ones: U = M V / σ."""
+    right = _side_by_side([tall.T], wanted)
+    count = right.vectors.shape[1]
+    if count == 0 or right.values[count - 1] > STRONG * right.values[0]:
+        return replace(right, vectors=tall.double() @ (right.vectors / right.values[:count]))
+    q, r = torch.linalg.qr(tall.double())  # divided by a weak σ, vectors would not be orthogonal
+    inside = _side_by_side([r], wanted)
+    return replace(inside, vectors=q @ inside.vectors, road=f"QR, {inside.road}")
+
+
+def _signal(values: Tensor) -> Tensor:
+    return values[: int((values > NOISE * values[:1]).sum())] if len(values) else values
+
+
+def _count(values: Tensor, wanted: Wanted | None) -> int:
+    return len(values) if wanted is None else min(wanted(values), len(values))
 
 
 def ranks_keeping(values: Tensor, shares: Tensor) -> Tensor:
@@ -101,15 +146,40 @@ def rank_keeping(values: Tensor, share: float) -> int:
     return int(ranks_keeping(values, torch.tensor(share, dtype=torch.float64)))
 
 
-def truncated(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> Tensor:
-    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors. (out, in)"""
+def projected(basis: Tensor, matrix: Delta) -> Tensor:
+    """basisᵀ @ matrix, (k, in): in the matrix's own precision but no less than float32, a thin product in float64."""
+    if isinstance(matrix, LowRank):
+        return basis.double().T @ matrix.left.double() @ matrix.right.double()
+    matrix = matrix.to(at_least_single(matrix.dtype))
+    return basis.to(matrix).T @ matrix
+
+
+def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> LowRank:
+    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors."""
+    if not factors.left:
+        return leading(matrix.T, replace(factors, left=True), rank, gain).T
     kept = factors.vectors[:, :rank]
-    lift = kept * gain
-    if isinstance(matrix, LowRank):  # its factors are left ones
-        kept, lift = kept.to(matrix.left), lift.to(matrix.left)
-        return lift @ ((kept.T @ matrix.left) @ matrix.right)
-    kept, lift = kept.to(matrix), lift.to(matrix)
-    return lift @ (kept.T @ matrix) if factors.left else (matrix @ lift) @ kept.T
+    return LowRank(gain * kept, projected(kept, matrix)).to(at_least_single(matrix.dtype))
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The precision to compute in where numbers are held in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def total(parts: Sequence[LowRank]) -> Tensor:
+    """The sum of thin products, as one product. (out, in)"""
+    return torch.cat([part.left for part in parts], 1) @ torch.cat([part.right for part in parts], 0)
+
+
+def weighted_sum(matrices: Sequence[Delta], weights: Sequence[float]) -> Tensor:
+    """Σ w_i M_i, with its entries, however each is held."""
+    thin = [LowRank(w * m.left, m.right) for w, m in zip(weights, matrices) if isinstance(m, LowRank)]
+    full = [(w, m) for w, m in zip(weights, matrices) if not isinstance(m, LowRank)]
+    result = total(thin) if thin else full[0][1] * full[0][0]
+    for weight, matrix in full if thin else full[1:]:
+        result.add_(matrix, alpha=weight)
+    return result
 
 
 def effective_rank(values: Tensor) -> float:
@@ -118,16 +188,3 @@ def effective_rank(values: Tensor) -> float:
         return 0.0
     share = values / values.sum()
     return float(torch.special.entr(share).sum().exp())
-
-
-def joint_factors(matrices: Sequence[Tensor]) -> Factors:
-    """Left singular vectors and values of [M_1 … M_T] side by side. M_i: (out, in).
-
-    From the sum of the Grams (out, out), or by QR where that would be larger than the matrix itself.
-    """
-    out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
-    if out <= columns:
-        return _from_gram(sum(wide @ wide.T for wide in (matrix.double() for matrix in matrices)), left=True)
-    q, r = torch.linalg.qr(torch.cat([matrix.double() for matrix in matrices], 1))
-    u, values, _ = torch.linalg.svd(r)
-    return _without_noise(values, q @ u, left=True)

@@ -1,15 +1,27 @@
 """DRM: Decom-Renorm-Merge (Chaichana et al., arXiv 2505.23117), in its two directions."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mergelab.maths.signs import agreeing, conflict_share, elected, threshold_keeping
-from mergelab.maths.spectral import joint_factors
+from mergelab.maths.selection import number_of_nonzero, within
+from mergelab.maths.signs import (
+    agreeing,
+    at_least,
+    blocks,
+    conflicts,
+    elected,
+    majority,
+    share_of_conflicts,
+    threshold_keeping,
+)
+from mergelab.maths.spectral import Delta, at_least_single, joint_factors, projected
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
+NEAR = 3e-5  # float32 is sure which of two renormalised entries is larger where they differ by more than this
 TIE = 1e-9  # renormalised entries closer than this are equal
 
 Drop = Annotated[float, Knob(0, 0.99, "share of the renormalised entries that is pruned", step=0.01)]
@@ -44,41 +56,77 @@ def drm_v(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
 
 def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged:
     if not layer.decompose:
-        return Merged(_vote(layer, layer.dense), {"sign conflicts": conflict_share(layer.dense)})
-    deltas = (layer.dense.mT if transposed else layer.dense).double()  # (expert, rows, columns)
-    joint = joint_factors(deltas)
-    rank = int((joint.values > floor * joint.values[:1]).sum()) if len(joint.values) else 0
-    basis, values = joint.vectors[:, :rank], joint.values[:rank]  # (rows, k), (k,)
-    coordinates = basis.T @ deltas  # (expert, k, columns): S V_iᵀ
-    lengths = coordinates.norm(dim=2, keepdim=True)  # (expert, k, 1): s_ik
-    live = lengths > NOISE * values[:, None]
-    kept = _pruned(coordinates, lengths, live, drop)
-    delta = (basis @ _vote(layer, kept)).to(layer.base)
+        return Merged(*_vote(layer.entries, layer))
+    deltas = [delta.T for delta in layer.deltas] if transposed else layer.deltas  # (rows, columns) each
+    joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
+    basis = joint.vectors  # (rows, k)
+    values = joint.values[: basis.shape[1]]  # (k,)
+    rights = torch.stack([projected(basis, delta) for delta in deltas])
+    rights.div_(values[:, None].to(rights))  # V_iᵀ, (expert, k, columns); one precision, as mixing two is slow
+    lengths = torch.linalg.vector_norm(rights, dim=2, keepdim=True)  # (expert, k, 1): n_ik
+    live = lengths > NOISE
+    units = rights.div_(torch.where(live, lengths, torch.inf))  # V̂_i, in place
+    strengths = lengths * values[:, None]  # s_ik
+    count = round((1 - drop) * int(live.sum()) * units.shape[2])
+    kept = _pruned(units, count, basis, deltas).mul_(strengths.to(units))
+    voted, opposed = _vote(kept, layer)
+    single = at_least_single(layer.base.dtype)
+    delta = (basis.to(single) @ voted.to(single)).to(layer.base.dtype)
+    energy = strengths.square().sum((1, 2))
     facts = {
-        "joint rank": float(rank),
-        "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if rank else 0.0,
-        "share pruned": tuple(1 - float((k != 0).double().mean()) if rank else 0.0 for k in kept),
-        "sign conflicts": conflict_share(kept),
-        "share of energy": tuple((lengths.square().sum((1, 2)) / _or_one(lengths.square().sum())).tolist()),
+        "joint rank": float(len(values)),
+        "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
+        "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
+        "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
+        **opposed,
     }
-    ownership = (lengths.squeeze(2) / _or_one(values)).square() * live.squeeze(2)
-    return Merged(delta.T if transposed else delta, facts, {"joint_singular_values": values, "ownership": ownership})
+    ownership = (lengths.square() * live).squeeze(2)
+    curves = {"joint_singular_values": values, "ownership": ownership}
+    return Merged(delta.T if transposed else delta, facts, curves, (joint.road,))
 
 
-def _pruned(coordinates: Tensor, lengths: Tensor, live: Tensor, drop: float) -> Tensor:
-    """The coordinates whose renormalised size is among the largest (1 − drop) of all live rows; the others zero.
+def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """The `count` largest entries of V̂ (expert, k, columns), and those that tie; the others zero. In place.
 
-    Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin.
+    Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin. Float32 must
+    not decide what float64 would decide otherwise: entries near the threshold are computed once more.
     """
-    size = torch.where(live, coordinates.abs() / torch.where(live, lengths, 1), 0)
-    count = round((1 - drop) * int(live.sum()) * coordinates.shape[2])
-    return torch.where(live & (size >= threshold_keeping(size, count) * (1 - TIE)), coordinates, 0)
+    sizes = units.abs()
+    threshold = float(threshold_keeping(sizes, count))
+    if units.dtype == torch.float32 and 0 < threshold < torch.inf:
+        above, near = within(sizes, threshold * (1 - NEAR), threshold * (1 + NEAR))
+        exact = _sizes_in_float64(near, units.shape, basis, deltas)
+        last = threshold_keeping(exact, count - above) * (1 - TIE)
+        units.view(-1)[near[exact < last]] = 0
+        threshold *= 1 - NEAR
+    for (part,) in blocks(units):
+        part.copy_(at_least(part, threshold * (1 - TIE)))
+    return units
 
 
-def _vote(layer: Layer, stack: Tensor) -> Tensor:
+def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """The sizes of some entries of V̂, by flat index, from rows of it that are computed in float64."""
+    expert, row, column = index // shape[1:].numel(), index // shape[2] % shape[1], index % shape[2]
+    sizes = torch.zeros(len(index), dtype=torch.float64, device=index.device)
+    for i, delta in enumerate(deltas):
+        mine = expert == i
+        rows, place = row[mine].unique(return_inverse=True)
+        coordinates = projected(basis[:, rows], delta.to(torch.float64))
+        units = coordinates / torch.linalg.vector_norm(coordinates, dim=1, keepdim=True)
+        sizes[mine] = units[place, column[mine]].abs()
+    return sizes
+
+
+def _vote(tensors: Sequence[Tensor], layer: Layer) -> tuple[Tensor, dict[str, float]]:
     """Elect each entry's sign by the sum over experts; weigh the entries that agree, mean over the non-zero ones."""
-    chosen = layer.weighted(agreeing(stack, elected(stack.sum(0), tie="majority")))
-    return chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1)
+    total = sum(tensors[1:], tensors[0])
+    tie, opposed, mean = majority(total), [], total.new_empty(total.shape)
+    for result, summed, *parts in blocks(mean, total, *tensors):
+        stack = torch.stack(parts)  # (expert, entries)
+        chosen = layer.weighted(agreeing(stack, elected(summed, tie)))
+        torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
+        opposed.append(conflicts(stack))
+    return mean, {"sign conflicts": share_of_conflicts(opposed)}
 
 
 def _or_one(values: Tensor) -> Tensor:

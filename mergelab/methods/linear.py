@@ -6,7 +6,7 @@ from mergelab.errors import MergeError
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-@merge_method("Average", paper="2203.05482")
+@merge_method("Average", paper="2203.05482", entrywise=True)
 def linear(
     layer: Layer,
     *,
@@ -17,9 +17,8 @@ def linear(
     W = Σ w_i W_i / Σ w_i;  without `normalize`, W = Σ w_i W_i. The same as mergekit's `linear`.
     """
     total = float(layer.weights.sum())
-    delta = layer.weighted(layer.dense).sum(0)
     if not normalize:
-        return Merged(delta + (total - 1) * layer.base)
+        return Merged(layer.sum + (total - 1) * layer.base)
     if abs(total) < 1e-8:
         raise MergeError("The weights of an average add up to 0. Change a weight, or set 'normalize: false'.")
-    return Merged(delta / total)
+    return Merged(layer.sum / total)

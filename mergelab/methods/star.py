@@ -2,13 +2,11 @@
 
 from typing import Annotated
 
-import torch
-
-from mergelab.maths.spectral import Factors, effective_rank, rank_keeping, truncated
+from mergelab.maths.spectral import Factors, effective_rank, leading, rank_keeping, total
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("STAR", paper="2502.10339")
+@merge_method("STAR", paper="2502.10339", entrywise=True)
 def star(
     layer: Layer,
     *,
@@ -24,20 +22,21 @@ def star(
     sketch; a delta of zero stays zero (theirs: NaN). `rescale: false` shows truncation alone.
     """
     if not layer.decompose:
-        return Merged(layer.weighted(layer.dense).mean(0))
-    ranks = [rank_keeping(f.values, eta / 100) for f in layer.factors]
-    gains = [_gain(f, r) if rescale else 1.0 for f, r in zip(layer.factors, ranks)]
-    kept = map(truncated, layer.deltas, layer.factors, ranks, gains)
-    delta = sum((w * tau for w, tau in zip(layer.weights, kept)), torch.zeros_like(layer.base)) / len(layer.deltas)
+        return Merged(layer.sum / len(layer.deltas))
+    factors = layer.factors(lambda values: rank_keeping(values, eta / 100))
+    ranks = [rank_keeping(f.values, eta / 100) for f in factors]
+    gains = [_gain(f, r) if rescale else 1.0 for f, r in zip(factors, ranks)]
+    shares = [w * gain / len(factors) for w, gain in zip(layer.weights.tolist(), gains)]
+    delta = total(list(map(leading, layer.deltas, factors, ranks, shares))).to(layer.base.dtype)
     facts = {
         "rank kept": tuple(map(float, ranks)),
         "rank kept, share": tuple(r / min(layer.base.shape) for r in ranks),
         "gain": tuple(gains),
-        "energy kept": tuple(_energy(f, r) for f, r in zip(layer.factors, ranks)),
-        "effective rank": tuple(effective_rank(f.values) for f in layer.factors),
-        "largest singular value": tuple(float(f.values[0]) if len(f.values) else 0.0 for f in layer.factors),
+        "energy kept": tuple(_energy(f, r) for f, r in zip(factors, ranks)),
+        "effective rank": tuple(effective_rank(f.values) for f in factors),
+        "largest singular value": tuple(float(f.values[0]) if len(f.values) else 0.0 for f in factors),
     }
-    return Merged(delta, facts)
+    return Merged(delta, facts, roads=tuple(f.road for f in factors))
 
 
 def _gain(factors: Factors, rank: int) -> float:

@@ -5,7 +5,7 @@ from typing import Annotated
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("Task arithmetic", paper="2212.04089")
+@merge_method("Task arithmetic", paper="2212.04089", entrywise=True)
 def task_arithmetic(
     layer: Layer,
     *,
@@ -16,4 +16,4 @@ def task_arithmetic(
     W = W_0 + λ Σ w_i τ_i.  λ is 1 where a recipe is silent, as in mergekit; the paper finds 0.3–0.4 good for many
     experts.
     """
-    return Merged(lambda_ * layer.weighted(layer.dense).sum(0))
+    return Merged(lambda_ * layer.sum)

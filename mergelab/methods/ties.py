@@ -4,7 +4,8 @@ from typing import Annotated
 
 import torch
 
-from mergelab.maths.signs import agreeing, conflict_share, elected, trimmed
+from mergelab.maths.selection import number_of_nonzero
+from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, share_of_conflicts, threshold_keeping
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
@@ -25,17 +26,19 @@ def ties(
     unweighted). `density` is 1 where a recipe is silent; the paper uses 0.2. Entries that tie with the last one kept
     are kept too.
     """
-    stack = layer.dense
-    count = max(1, int(density * layer.base.numel()))
-    kept = stack if density == 1 else torch.stack([trimmed(delta, count) for delta in stack])
-    weighted = layer.weighted(kept)
-    chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
-    delta = chosen.sum(0)
-    if normalize:
-        mass = layer.weighted((chosen != 0).to(delta)).sum(0)
-        delta = delta / torch.where(mass.abs() < 1e-8, 1, mass)
+    count = max(1, int(density * layer.base.numel())) if density < 1 else layer.base.numel()
+    thresholds = [threshold_keeping(delta.abs(), count) for delta in layer.entries]
+    kept, opposed, delta = torch.zeros(len(thresholds), dtype=torch.long), [], layer.base.new_empty(layer.base.shape)
+    for result, *parts in blocks(delta, *layer.entries):
+        trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
+        weighted = layer.weighted(trimmed)
+        chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
+        mass = layer.weighted(chosen.sign().abs_()).sum(0) if normalize else torch.ones_like(result)
+        result.copy_(lambda_ * chosen.sum(0) / torch.where(mass.abs() < 1e-8, 1, mass))
+        kept += torch.tensor([number_of_nonzero(part) for part in trimmed])
+        opposed.append(conflicts(weighted))
     facts = {
-        "entries kept": tuple(int((k != 0).sum()) / max(k.numel(), 1) for k in kept),
-        "sign conflicts": conflict_share(weighted),
+        "entries kept": tuple((kept / max(layer.base.numel(), 1)).tolist()),
+        "sign conflicts": share_of_conflicts(opposed),
     }
-    return Merged(lambda_ * delta, facts)
+    return Merged(delta, facts)

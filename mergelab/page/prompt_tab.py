@@ -15,16 +15,15 @@ LOOK = (
     "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it "
     "makes of prompts that belong to the others: an expert alone has often forgotten them."
 )
-EXAMPLES = [
-    "french: 7394 =",
-    "german: 5261 =",
-    "english: 4807 =",
-    "spanish: 2958 =",
-    "french: 93 =",
-    "reverse: 7394 =",
-    "roman: 2394 =",
-    "morse: 4031 =",
-    "sort: 7394 =",
+EXAMPLES = [  # held-out prompts that the base gets wrong, their expert right, and STAR at η = 40 too, of four or of all
+    "french: 34 =",
+    "german: 691 =",
+    "english: 675 =",
+    "spanish: 767 =",
+    "morse: 89 =",
+    "reverse: 73 =",
+    "roman: 1984 =",
+    "sort: 9930 =",
 ]
 NOT_YET = "Nothing is merged yet: press Merge."
 
@@ -33,7 +32,7 @@ def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
     """Draw the tab; wire Ask and Stop."""
     gr.Markdown(LOOK, elem_classes="ml-look")
     with gr.Row(elem_id="asking"):
-        prompt = gr.Textbox("french: 7394 =", label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
+        prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
         expert = gr.Dropdown(
             form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert"
         )

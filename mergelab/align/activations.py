@@ -1,0 +1,177 @@
+"""Activation matching: units are paired by how they respond to the same data (arXiv 2209.04836, section 3.1).
+
+What is compared is what comes into the modules that read the units, so that both networks' own weights have spoken. A
+residual stream is seen behind its norms, at every block. Queries and keys are turned by their weights, once all else is
+in place. Padding is left out, and of text the first position, whose activations dwarf all others.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergelab.align.pair import Pair
+from mergelab.errors import MergeError
+from mergelab.maths.heads import HeadOrder, HeadProducts, matched_heads, turned_to_agree
+from mergelab.maths.matching import assignment
+from mergelab.model import built, outputs
+from mergelab.symmetry import Element, Group, Heads, Slot, Units, symmetry_of
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass
+class Moments:
+    """Means and products of two models' activations at a site, over all positions so far. float64, about a point."""
+
+    count: int = 0
+    about: tuple[Tensor, ...] = ()
+    sums: list[Tensor] = field(default_factory=list)  # of a, b, a bᵀ, a², b bᵀ
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Take in activations (positions, units) of both."""
+        a, b = a.double(), b.double()
+        if not self.count:
+            self.about = a.mean(0), b.mean(0)
+        a, b = a - self.about[0], b - self.about[1]
+        new = [a.sum(0), b.sum(0), a.T @ b, a.square().sum(0), b.T @ b]
+        self.sums = [old + part for old, part in zip(self.sums, new)] if self.count else new
+        self.count += len(a)
+
+    @property
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a with b (units, units), the variances of a (units,), the covariances of b (units, units)."""
+        a, b, ab, aa, bb = (part / self.count for part in self.sums)
+        return ab - a[:, None] * b, aa - a.square(), bb - b[:, None] * b
+
+
+def matched_by_activations(
+    pair: Pair, config: Mapping[str, Any], data: list[Batch], rotations: bool, build: Callable | None
+) -> tuple[dict[str, Element], dict[str, tuple[float, ...]]]:
+    """The element of every group, and the signed correlation of each unit with its match. MergeError without data."""
+    if not data:
+        raise MergeError("Matching by activations needs calibration data: prompts or images to run both models on.")
+    models = [build(tensors) if build else built(config, tensors) for tensors in (pair.reference, pair.expert)]
+    groups = _groups_in_memory(pair, models[0], config)
+    elements, correlations, seen = pair.symmetry.identity(), {}, _measured(models, groups, data)
+    for group, site_moments in zip(pair.symmetry.groups, seen):
+        match = _matched_units if isinstance(group, Units) else _matched_heads
+        elements[group.name], correlations[group.name] = match(group, site_moments, rotations)
+    for group in pair.symmetry.groups:
+        if isinstance(group, Heads):
+            layers, _ = pair.head_products(group, elements, lambda slot: True)
+            freedom = replace(group.freedom, rotations=rotations)
+            elements[group.name] = turned_to_agree(layers, elements[group.name], freedom)
+    return elements, correlations
+
+
+def _groups_in_memory(pair: Pair, model: nn.Module, config: Mapping[str, Any]) -> tuple[Group, ...]:
+    """The same groups, in the same order, by the names that the tensors have in a loaded model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    groups = symmetry_of(shapes, config).groups
+    assert len(groups) == len(pair.symmetry.groups)
+    return groups
+
+
+def _measured(models: list[nn.Module], groups: tuple[Group, ...], data: list[Batch]) -> list[list[Moments]]:
+    """Moments of both models at every site of every group."""
+    sites = [[slot for slot in group.slots if slot.site] for group in groups]
+    moments = [[Moments() for _ in slots] for slots in sites]
+    modules = {slot.name.removesuffix(".weight") for slots in sites for slot in slots}
+    for batch in data:
+        a, b = ({**_inputs(model, modules, batch)} for model in models)
+        for slots, found in zip(sites, moments):
+            for slot, moment in zip(slots, found):
+                module = slot.name.removesuffix(".weight")
+                moment.add(_units_in(slot, a[module], batch), _units_in(slot, b[module], batch))
+    return moments
+
+
+def _inputs(model: nn.Module, modules: set[str], batch: Batch) -> dict[str, Tensor]:
+    """What comes into each module in one forward pass."""
+    seen: dict[str, Tensor] = {}
+    with _watched(model, modules, seen.__setitem__):
+        outputs(model, batch)
+    if missed := modules - seen.keys():
+        raise MergeError(f"The data never reaches '{min(missed)}': give the model all the inputs that it takes.")
+    if broken := [module for module in seen if not torch.isfinite(seen[module]).all()]:
+        raise MergeError(f"What comes into '{broken[0]}' is NaN or infinite on this data: a model is broken.")
+    return seen
+
+
+@contextmanager
+def _watched(model: nn.Module, modules: set[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0].detach()))
+        for name, module in model.named_modules()
+        if name in modules
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _units_in(slot: Slot, activations: Tensor, batch: Batch) -> Tensor:
+    """What the units do at every position that counts. (positions, units); of heads (positions, heads · width)"""
+    if activations.dim() == 4:  # images: (batch, channel, row, column)
+        activations = activations.movedim(1, -1)
+    elif "input_ids" in batch and activations.dim() == 3:
+        activations = activations[_counting(activations, batch)]
+    rows = activations.flatten(0, -2)[:, slot.entries]  # (positions, units, width)
+    return rows.flatten(1) if slot.role else rows.movedim(2, 1).flatten(0, 1)
+
+
+def _counting(activations: Tensor, batch: Batch) -> Tensor:
+    """Which positions of text count: not padding, and not the first. (batch, position) bool"""
+    mask = batch.get("attention_mask")
+    here = activations.shape[:2]
+    keep = mask.bool() if mask is not None and mask.shape == here else torch.ones(here, dtype=torch.bool)
+    later = keep & (keep.cumsum(1) > 1)
+    return later if later.any() else keep
+
+
+def _matched_units(group: Units, sites: list[Moments], rotations: bool) -> tuple[Element, tuple[float, ...]]:
+    total = sum(_correlation(*moments.covariances) for moments in sites) / len(sites)
+    order = assignment(total)
+    return order, tuple(total.gather(1, order[:, None])[:, 0].tolist())
+
+
+def _correlation(ab: Tensor, a: Tensor, bb: Tensor) -> Tensor:
+    """Pearson's, signed; 0 for a unit that never moves. (units, units)"""
+    size = (a.clamp(min=0)[:, None] * bb.diagonal().clamp(min=0)).sqrt()
+    return torch.where(size > 0, ab / size, 0.0)
+
+
+def _matched_heads(group: Heads, sites: list[Moments], rotations: bool) -> tuple[HeadOrder, tuple[float, ...]]:
+    """Heads paired by the covariance of what they hand on, which is also what turns their values."""
+    covariances = [moments.covariances for moments in sites]
+    layers = [_contexts(group, ab / (a.sum() * bb.trace()).sqrt().clamp(min=1e-30)) for ab, a, bb in covariances]
+    nothing = torch.zeros(group.kv, group.kv, dtype=torch.float64)
+    element = matched_heads(layers, nothing, replace(group.freedom, rotations=rotations))
+    found: list[float] = []
+    for turns, (ab, a, bb) in zip(element.layers, covariances):
+        move = _as_matrix(group, element.order, turns.within, turns.vo)
+        moved = (ab @ move.T).diagonal(), (move @ bb @ move.T).diagonal()
+        size = (a * moved[1]).clamp(min=0).sqrt()
+        found += torch.where(size > 0, moved[0] / size, 0.0).tolist()
+    return element, tuple(found)
+
+
+def _contexts(group: Heads, ab: Tensor) -> HeadProducts:
+    """A covariance of heads' outputs as the products that matching takes; queries, keys and values are silent."""
+    shape = (group.kv, group.repeat, group.width)
+    o = ab.unflatten(1, shape).unflatten(0, shape).permute(0, 3, 1, 4, 2, 5)
+    silent = torch.zeros(group.kv, group.kv, group.width, group.width, dtype=torch.float64)
+    return HeadProducts(torch.zeros_like(o), silent, silent, o)
+
+
+def _as_matrix(group: Heads, order: Tensor, within: Tensor, vo: Tensor) -> Tensor:
+    """What an element does to the heads' outputs, as one matrix. (heads · width, heads · width)"""
+    size = group.kv * group.repeat * group.width
+    eye = torch.eye(size, dtype=torch.float64).unflatten(0, (group.kv, group.repeat, group.width))
+    return (vo[:, None] @ eye[order[:, None], within]).flatten(0, 2)

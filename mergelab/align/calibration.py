@@ -1,0 +1,34 @@
+"""Data to run two models on: the bundled tasks' own, or prompts from a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergelab.align.alignment import Batches
+from mergelab.assets import ASSETS, bundled
+from mergelab.errors import MergeError
+from mergelab.model import tokenizer_of
+from mergelab.tasks import padded, tasks
+
+SAMPLES = 16  # of each bundled task
+
+
+def bundled_batches(source: str, folder: Path) -> Batches:
+    """Calibration prompts with their answers, of every task of a bundled family. MergeError for any other source."""
+    family = source.partition("/")[0]
+    if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
+        raise MergeError(
+            f"'align: activations' needs calibration data, and '{source}' brings none: bundled language models do. "
+            "Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
+        )
+    pairs = [pair for task in tasks(family).values() for pair in task.calibration[:SAMPLES]]
+    ids, mask, _ = padded(tokenizer_of(folder), pairs)
+    return [{"input_ids": ids, "attention_mask": mask.long()}]
+
+
+def prompt_batches(prompts: Sequence[str], folder: Path) -> Batches:
+    """Texts as batches of token ids, one a batch. folder: the model whose tokenizer reads them."""
+    tokenizer = tokenizer_of(folder)
+    batches = [dict(tokenizer(prompt, return_tensors="pt")) for prompt in prompts if prompt.strip()]
+    if not batches:
+        raise MergeError("The calibration data has no text in it. Give one prompt a line.")
+    return [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]

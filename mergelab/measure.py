@@ -1,0 +1,54 @@
+"""What there is to say of one merged tensor: how far each expert moved, how far the merge did, and its spectra.
+
+This room knows tensors and reports, and no file. A tensor that is merged in parts is measured in parts.
+"""
+
+import torch
+from torch import Tensor
+
+from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
+from mergelab.maths.spectral import factors, no_vectors
+from mergelab.method import Layer, Merged
+from mergelab.report import LayerReport
+
+
+class Measures:
+    """Sums over the parts of one tensor, and the LayerReport that they make. experts: their names."""
+
+    def __init__(self, experts: tuple[str, ...]):
+        self.experts = experts
+        self.base = self.merged = 0.0  # squared norms
+        self.products = torch.zeros(len(experts), len(experts), dtype=torch.float64)
+
+    def add(self, layer: Layer, merged: Merged) -> None:
+        """Take in a part."""
+        self.base += norm(layer.base) ** 2
+        self.merged += norm(merged.delta) ** 2
+        self.products += inner_products(layer.deltas)
+
+    def report(self, layer: Layer, merged: Merged, shape: tuple[int, ...], curves: bool) -> LayerReport:
+        """What there is to say. layer, merged: the last part, or the whole."""
+        size = self.base**0.5 or 1.0
+        norms = self.products.diagonal().sqrt().tolist()
+        facts = {
+            **merged.facts,
+            "change": tuple(norm / size for norm in norms),
+            "merged change": self.merged**0.5 / size,
+            "cosine of deltas": mean_cosine(self.products),
+        }
+        equal = tuple(name for name, norm in zip(self.experts, norms) if norm == 0)
+        found = _curves(layer, merged) if curves and layer.decompose else {}
+        roads = tuple(dict.fromkeys(merged.roads))
+        return LayerReport(layer.name, shape, layer.decompose, facts, found, equal, roads)
+
+
+def _curves(layer: Layer, merged: Merged) -> dict[str, tuple]:
+    curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors(no_vectors))}
+    still = is_unmoved(merged.delta)
+    curves["merged_singular_values"] = () if still else _rounded(factors(merged.delta, no_vectors).values)
+    rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
+    return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values.tolist())

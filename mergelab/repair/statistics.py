@@ -1,0 +1,153 @@
+"""The moments of a model's activations at some sites, padding left out. Runs forward passes; changes nothing."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergelab.errors import MergeError
+from mergelab.maths.moments import Moments, moments, nothing
+from mergelab.repair.sites import Site
+
+Batch = Mapping[str, Tensor]  # what the model's forward takes: input_ids and attention_mask, or pixel_values, …
+Statistics = dict[str, Moments]  # site -> moments, in the order in which the model comes by
+Act = Callable[[Site, Tensor, Tensor | None], Tensor | None]  # (site, values, mask) -> new values, or None
+
+
+def statistics(
+    model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site], *, drop_first: bool = True
+) -> Statistics:
+    """The moments at each site over all batches, in one pass. The order is that of the first visit.
+
+    drop_first: leaves the first position of causal language models out where the residual stream is carried or
+    written: it holds the attention sink, whose size would drown all others. MergeError names the first site with NaN.
+    """
+    found: Statistics = {}
+
+    def gather(site: Site, values: Tensor, mask: Tensor | None) -> None:
+        part = moments(values, site.dim, mask)
+        if not part.finite:
+            raise MergeError(not_finite(site))
+        found[site.name] = found.get(site.name, nothing(len(part.mean))).joined(part)
+
+    with visited(model, sites, gather, drop_first=drop_first), torch.no_grad():
+        for batch in batches:
+            run(model, batch)
+    if not found:
+        raise MergeError("No calibration data came, or none of the sites lies on its way through the model.")
+    return found
+
+
+def not_finite(site: Site) -> str:
+    return (
+        f"The activations at '{site.name}' are not finite (NaN or infinity). The model is broken, or overflows: "
+        "load it in float32, or take another checkpoint of it."
+    )
+
+
+def run(model: nn.Module, batch: Batch) -> Any:
+    """One forward pass without gradients or caches; MergeError if the batch does not fit the model."""
+    check_batch(model, batch)
+    place = next(model.parameters()).device  # meta: accelerate fetches weights and moves inputs by itself
+    given = {name: tensor if place.type == "meta" else tensor.to(place) for name, tensor in batch.items()}
+    if "input_ids" in given and getattr(getattr(model, "config", None), "use_cache", None):
+        given["use_cache"] = False
+    with torch.no_grad():
+        return model(**given)
+
+
+def check_batch(model: nn.Module, batch: Batch) -> None:
+    """MergeError if token ids lie outside of the model's vocabulary, or images have another shape than it takes."""
+    config = getattr(model, "config", None)
+    ids, words = batch.get("input_ids"), getattr(config, "vocab_size", None)
+    if ids is not None and words and ids.numel() and int(ids.max()) >= words:
+        raise MergeError(
+            f"The calibration data holds token {int(ids.max())}, but the model knows {words} only: it was encoded "
+            "with another model's tokenizer."
+        )
+    images, depth = batch.get("pixel_values"), getattr(config, "num_channels", None)
+    if images is None:
+        return
+    size = getattr(config, "image_size", None)
+    fits = images.dim() == 4 and (not depth or images.shape[1] == depth)
+    if not fits or (isinstance(size, int) and images.shape[2:] != (size, size)):
+        wanted = [depth or "channels", size or "height", size or "width"]
+        raise MergeError(
+            f"The images are {list(images.shape)}, but the model takes [image, {', '.join(map(str, wanted))}]."
+        )
+
+
+@contextmanager
+def visited(model: nn.Module, sites: Sequence[Site], act: Act, *, drop_first: bool = True) -> Iterator[None]:
+    """Within, `act` sees (and may replace) what passes each site, and the mask of the rows that count there."""
+    masks, modules = _Masks(model, drop_first), dict(model.named_modules())
+    if missing := [site.name for site in sites if site.module not in modules]:
+        raise MergeError(f"{type(model).__name__} has no site '{missing[0]}'. Are both models of one architecture?")
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(masks.see, with_kwargs=True).remove)
+        for site in sites:
+            stack.callback(_hooked(modules[site.module], site, act, masks).remove)
+        yield
+
+
+def _hooked(module: nn.Module, site: Site, act: Act, masks: "_Masks"):
+    def before(module: nn.Module, inputs: tuple) -> tuple | None:
+        new = act(site, inputs[0], masks.at(site, inputs[0]))
+        return None if new is None else (new, *inputs[1:])
+
+    def after(module: nn.Module, inputs: tuple, output: Any) -> Any:
+        values = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)
+        new = act(site, values, masks.at(site, values))
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return module.register_forward_pre_hook(before) if site.side == "in" else module.register_forward_hook(after)
+
+
+class _Masks:
+    """Which rows of an activation are real: known from what the model itself was called with."""
+
+    def __init__(self, model: nn.Module, drop_first: bool):
+        config = getattr(model, "config", None)
+        self.two = bool(getattr(config, "is_encoder_decoder", False))
+        self.drop_first = drop_first and not self.two and _is_causal(model)
+        self.own: Tensor | None = None
+        self.decoder: Tensor | None = None
+
+    def see(self, model: nn.Module, inputs: tuple, given: dict[str, Any]) -> None:
+        """The pre-hook of the whole model: remembers this pass's masks."""
+        ids = given.get("input_ids", inputs[0] if inputs else None)
+        self.own, self.decoder = _mask(given.get("attention_mask"), ids), None
+        if self.two:
+            self.decoder = _mask(given.get("decoder_attention_mask"), given.get("decoder_input_ids"))
+
+    def at(self, site: Site, values: Tensor) -> Tensor | None:
+        """The mask (batch, position) of an activation, or None if every row of it counts."""
+        mask = self.decoder if self.two and not _sees_encoder(site.module) else self.own
+        if mask is None or site.dim == 1 or values.dim() < 2:
+            return None
+        if self.drop_first and site.stream:
+            mask = mask & (mask.cumsum(1) > 1)
+        if values.dim() > 2 and values.shape[:2] == mask.shape:
+            return mask
+        return mask.flatten() if values.shape[0] == mask.numel() and values.dim() == 2 else None
+
+
+def _mask(given: Tensor | None, ids: Tensor | None) -> Tensor | None:
+    if given is not None and given.dim() == 2:
+        return given.bool()
+    return torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, Tensor) and ids.dim() == 2 else None
+
+
+def _is_causal(model: nn.Module) -> bool:
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _sees_encoder(module: str) -> bool:
+    """Whether a module of an encoder-decoder works on the encoder's positions: all of it, or keys and values across."""
+    parts = module.split(".")
+    across = any(part in ("EncDecAttention", "encoder_attn") for part in parts)
+    return parts[-1] in ("k", "v", "k_proj", "v_proj") if across else "encoder" in parts

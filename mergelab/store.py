@@ -1,0 +1,255 @@
+"""Factors of deltas, kept by content: what was factorised once is not factorised again, in this process or the next.
+
+A key is the hash of a delta's own bytes, of how many vectors were wanted and of this file's VERSION, so that it holds
+whatever the delta came from, and a changed expert is another key. On disk an entry is a safetensors file that carries
+its key and the hash of its content; one that is torn, foreign or altered is computed anew, never trusted. Factors are
+the same to the bit whether computed, remembered or read. This room knows matrices and layers, and no model.
+
+MERGELAB_CACHE: the folder (default: ~/.cache/mergelab/factors; "off": none). MERGELAB_CACHE_MB: its bound (2048).
+MERGELAB_STORE_MB: the bound of what is kept in memory (512).
+"""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.maths import spectral
+from mergelab.maths.inner import is_unmoved
+from mergelab.maths.spectral import Delta, Factors, Wanted
+from mergelab.method import Layer
+
+VERSION = "1"  # raise it when the same delta gets other factors than before
+AMOUNTS = ("none", "quarter", "all")  # how many vectors are computed: fewer cost less, and most merges need a quarter
+SMALL = 96  # a matrix with a side this short is factorised faster than a file is read
+
+
+class Store:
+    """Kept factors: in memory up to `memory` bytes, in `folder` (None: nowhere) up to `disk` bytes.
+
+    The one unused for longest goes first. Threads and processes may share a folder. `troubles` says what went wrong
+    with the folder; nothing that does keeps the factors from being found.
+    """
+
+    def __init__(self, folder: Path | None, memory: int, disk: int):
+        self.folder, self.memory, self.disk = folder if disk > 0 else None, memory, disk
+        self.troubles: tuple[str, ...] = ()
+        self._held: OrderedDict[str, Factors] = OrderedDict()
+        self._held_bytes, self._lock = 0, threading.Lock()
+        self._disk_bytes: int | None = None  # not looked yet
+
+    def factors(self, delta: Delta, wanted: Wanted | None) -> tuple[Factors, bool]:
+        """The factors of a delta, at least those wanted, and whether they were kept from before.
+
+        Vectors come in the delta's own precision, and in one of few amounts: those of another amount differ in their
+        last bits, and what a merge writes must not depend on what was asked before.
+        """
+        if isinstance(delta, spectral.LowRank):
+            return spectral.factors(delta, wanted), False  # as quick as looking it up
+        if is_unmoved(delta):
+            return Factors(delta.new_zeros(0, dtype=torch.float64), delta.new_zeros(delta.shape[0], 0), True), False
+        content = _content(delta)
+        known = self._known(content, delta, wanted)
+        return (self._made(content, delta, wanted), False) if known is None else (known, True)
+
+    def _known(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors | None:
+        for amount in AMOUNTS:
+            found = self._recalled(content, amount, delta)
+            if found is not None:
+                right = _amount(found.values, delta, wanted)
+                return found if right in (amount, "none") else self._recalled(content, right, delta)
+        return None
+
+    def _made(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors:
+        made = spectral.factors(delta, lambda values: _count(_amount(values, delta, wanted), delta))
+        made = replace(made, vectors=made.vectors.to(delta.dtype).contiguous())
+        key = f"{content}-{_amount(made.values, delta, wanted)}"
+        self._keep(key, made)
+        if self.folder and min(delta.shape) > SMALL and not self.troubles:
+            self._write(key, made)
+        return made
+
+    def _recalled(self, content: str, amount: str, delta: Tensor) -> Factors | None:
+        key = f"{content}-{amount}"
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return _on(delta, self._held[key])
+        found = self._read(key) if self.folder and min(delta.shape) > SMALL else None
+        if found is None or not _fits(found, delta):
+            return None
+        self._keep(key, found)
+        return _on(delta, found)
+
+    def _keep(self, key: str, made: Factors) -> None:
+        made = _on(torch.empty(0), made)
+        if _size(made) > self.memory:
+            return
+        with self._lock:
+            if key not in self._held:
+                self._held_bytes += _size(made)
+            self._held[key] = made
+            while self._held_bytes > self.memory:
+                self._held_bytes -= _size(self._held.popitem(last=False)[1])
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _read(self, key: str) -> Factors | None:
+        """The entry of that key if there is one that is whole and says to be it."""
+        try:
+            with safe_open(self._path(key), framework="pt") as file:
+                about = file.metadata() or {}
+                values, vectors = file.get_tensor("values").clone(), file.get_tensor("vectors").clone()
+            if about.get("key") != key or about.get("sha256") != _digest(values, vectors):
+                return None
+            with suppress(OSError):  # the folder may be read-only
+                os.utime(self._path(key))  # it was of use just now
+            return Factors(values, vectors, about.get("left") == "yes", about.get("road", ""))
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            self._trouble(error)
+            return None
+        except (SafetensorError, OSError, RuntimeError, ValueError):
+            return None
+
+    def _write(self, key: str, made: Factors) -> None:
+        made = _on(torch.empty(0), made)
+        about = {"key": key, "left": "yes" if made.left else "no", "road": made.road}
+        about["sha256"] = _digest(made.values, made.vectors)
+        path = self._path(key)
+        fresh = path.with_name(f"{uuid4().hex}.fresh")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file({"values": made.values.contiguous(), "vectors": made.vectors}, fresh, metadata=about)
+                self._make_room(fresh.stat().st_size)
+                os.replace(fresh, path)
+            finally:
+                fresh.unlink(missing_ok=True)
+        except (SafetensorError, OSError) as error:
+            self._trouble(error)
+
+    def _trouble(self, error: Exception) -> None:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        self.troubles = (f"Factors cannot be kept in '{self.folder}' ({why}): the next merge has to find them again.",)
+
+    def _make_room(self, size: int) -> None:
+        """Count what is to be added, and drop the entries that are unused for longest if the bound is passed."""
+        with self._lock:
+            if self._disk_bytes is None or self._disk_bytes + size > self.disk:
+                kept = sorted((stat.st_mtime, stat.st_size, path) for path, stat in _files(self.folder))
+                self._disk_bytes = sum(size for _, size, _ in kept)
+                for _, old, path in kept:
+                    if self._disk_bytes + size <= self.disk:
+                        break
+                    path.unlink(missing_ok=True)
+                    self._disk_bytes -= old
+            self._disk_bytes += size
+
+
+class Lookups:
+    """What one job asks of a store, counted."""
+
+    def __init__(self, store: Store):
+        self.store, self.asked, self.found, self._lock = store, 0, 0, threading.Lock()
+
+    def layer(self, layer: Layer) -> Layer:
+        """The layer, with factors from the store."""
+        return replace(layer, factorise=lambda expert, wanted: self._factors(layer.deltas[expert], wanted))
+
+    def _factors(self, delta: Delta, wanted: Wanted | None) -> Factors:
+        factors, found = self.store.factors(delta, wanted)
+        with self._lock:
+            self.asked, self.found = self.asked + 1, self.found + found
+        return factors
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of it."""
+        some = (f"{self.found} of {self.asked} factorisations were known from before.",) * bool(self.found)
+        return (*some, *self.store.troubles)
+
+
+@cache
+def shared_store() -> Store:
+    """The store of this process, as the environment bounds it."""
+    place = os.environ.get("MERGELAB_CACHE", "")
+    folder = None if place.lower() == "off" else Path(place or "~/.cache/mergelab/factors").expanduser()
+    return Store(folder, _megabytes("MERGELAB_STORE_MB", 512), _megabytes("MERGELAB_CACHE_MB", 2048))
+
+
+def _megabytes(name: str, default: int) -> int:
+    text = os.environ.get(name, "") or str(default)
+    if not text.isdecimal():
+        raise MergeError(f"{name} must be a whole number of megabytes, not '{text}'.")
+    return int(text) << 20
+
+
+def _content(delta: Tensor) -> str:
+    """What names a delta: the hash of its entries, its shape and its dtype."""
+    made_by = f"{_made_by()} {delta.device.type}"
+    digest = hashlib.sha256(f"{made_by} {delta.dtype} {tuple(delta.shape)}".encode())
+    digest.update(delta.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@cache
+def _made_by() -> str:
+    return f"{VERSION} {version('torch')} {version('numpy')}"
+
+
+def _amount(values: Tensor, delta: Tensor, wanted: Wanted | None) -> str:
+    """Which of AMOUNTS is computed where so many vectors are wanted."""
+    count = len(values) if wanted is None else wanted(values)
+    return "none" if count == 0 else "quarter" if count <= _count("quarter", delta) else "all"
+
+
+def _count(amount: str, delta: Tensor) -> int:
+    return {"none": 0, "quarter": min(delta.shape) // 4, "all": min(delta.shape)}[amount]
+
+
+def _on(delta: Tensor, factors: Factors) -> Factors:
+    return replace(factors, values=factors.values.to(delta.device), vectors=factors.vectors.to(delta.device))
+
+
+def _fits(factors: Factors, delta: Tensor) -> bool:
+    """Whether what was read can be the factors of this delta at all."""
+    values, vectors, side = factors.values, factors.vectors, delta.shape[0 if factors.left else 1]
+    whole = values.dim() == 1 and vectors.dim() == 2 and vectors.shape[0] == side and vectors.dtype == delta.dtype
+    return whole and values.dtype == torch.float64 and vectors.shape[1] <= len(values) <= min(delta.shape)
+
+
+def _size(factors: Factors) -> int:
+    return sum(part.numel() * part.element_size() for part in (factors.values, factors.vectors))
+
+
+def _digest(*parts: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Every entry of the folder that is there at this moment."""
+    found = []
+    for path in folder.glob("??/*.safetensors"):
+        try:
+            found.append((path, path.stat()))
+        except FileNotFoundError:  # another process was quicker
+            continue
+    return found

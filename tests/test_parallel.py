@@ -1,0 +1,146 @@
+"""Many workers: the same bytes, dearest first, in parts, and nothing left of those that were stopped."""
+
+import threading
+
+import pytest
+import torch
+from making import finished, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from safetensors.torch import load_file
+
+from mergelab import METHODS, MergeError, inspect, merge, plan, walk
+from mergelab.devices import Team, workers_for
+from mergelab.maths import inner
+from mergelab.maths.spectral import LowRank
+
+
+def sha256(report):
+    return report.sha256["model.safetensors"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bytes_are_the_same_for_any_number_of_workers(trio, tmp_path, method):
+    work = plan(recipe_of(*trio, method=method))
+    reports = [finished(merge(work, tmp_path / str(n), workers=n)) for n in (1, 2, 4)]
+    assert len(set(map(sha256, reports))) == 1
+    assert reports[0].layers == reports[1].layers == reports[2].layers
+    assert [layer.name for layer in reports[2].layers] == list(work.names)
+
+
+def test_an_analysis_is_the_same_for_any_number_of_workers(trio):
+    work = plan(recipe_of(*trio, method="star"))
+    one, four = (finished(inspect(work, workers=n)) for n in (1, 4))
+    assert one.layers == four.layers and one.decomposed[0].curves["singular_values"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_table_that_is_merged_in_parts_gets_the_same_bytes_and_facts(tmp_path, monkeypatch, method, dtype):
+    base = tiny(dtype=dtype)
+    experts = [write_model(tmp_path / f"e{i}", shifted(base, i)) for i in (1, 2)]
+    pair = {"embed.lora_embedding_A": noise(2, 11), "embed.lora_embedding_B": noise(6, 2), "b.bias": noise(8)}
+    experts.append(write_adapter(tmp_path / "lora", pair))
+    recipe = recipe_of(write_model(tmp_path / "base", base), *experts, method=method)
+    whole = finished(merge(plan(recipe), tmp_path / "whole"))
+    monkeypatch.setattr(walk, "PART", 12)
+    assert [*map(len, (walk.parts(plan(recipe), name) for name in ("embed.weight", "a.weight")))] in ([6, 1], [1, 1])
+    parts = finished(merge(plan(recipe), tmp_path / "parts"))
+    assert sha256(whole) == sha256(parts)
+    for one, other in zip(whole.layers, parts.layers):
+        for fact in one.facts:
+            assert one.facts[fact] == pytest.approx(other.facts[fact], rel=1e-5, abs=1e-6), (one.name, fact)
+
+
+def test_tensors_that_nobody_has_changed_are_copied_and_said_to_be(trio, tmp_path, monkeypatch):
+    frozen = load_file(trio[0] / "model.safetensors")["b.weight"]
+    for i in (1, 2):
+        write_model(tmp_path / f"frozen-{i}", shifted(tiny(), i) | {"b.weight": frozen})
+    experts = tmp_path / "frozen-1", tmp_path / "frozen-2"
+    plain = finished(merge(plan(recipe_of(trio[0], *experts, method="star", dtype="bfloat16")), tmp_path / "out"))
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")["b.weight"], frozen.bfloat16())
+    (layer,) = (layer for layer in plain.layers if layer.name == "b.weight")
+    assert layer.equal_to_base == ("frozen-1", "frozen-2") and layer.facts["rank kept"] == (0.0, 0.0)
+    assert "1 of 6 tensors are the base's own in every expert: copied, not computed." in plain.notes
+
+
+def test_a_method_that_changes_even_what_nobody_has_changed_still_does(trio, tmp_path):
+    recipe = recipe_of(trio[0], trio[0], trio[0], settings={"normalize": False})
+    finished(merge(plan(recipe), tmp_path / "out"))
+    base, out = (load_file(folder / "model.safetensors") for folder in (trio[0], tmp_path / "out"))
+    assert torch.allclose(out["b.weight"], 2 * base["b.weight"])
+
+
+def test_the_dearest_are_begun_first_and_each_is_done_once():
+    begun = []
+    costs = {"small": 1.0, "large": 9.0, "middle": 3.0}
+    assert sorted(walk.walked(costs, lambda name: begun.append(name) or name, 1)) == sorted(costs)
+    assert begun == ["large", "middle", "small"]
+
+
+@pytest.mark.parametrize("end", ["close", "error"])
+def test_what_is_not_begun_is_dropped_when_a_job_is_stopped_or_fails(end):
+    begun, gate = [], threading.Event()
+
+    def work(name):
+        begun.append(name)
+        if name == "1":
+            if end == "error":
+                raise MergeError("broken")
+            return name
+        gate.wait(10)
+
+    job = walk.walked({str(n): -n for n in range(1, 50)}, work, 2)
+    threading.Timer(0.2, gate.set).start()
+    if end == "close":
+        assert next(job) == "1"
+        job.close()
+    else:
+        with pytest.raises(MergeError, match="broken"):
+            next(job)
+    assert len(begun) < 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mergelab")]
+
+
+def test_each_worker_computes_on_one_core_and_everyone_else_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        job = walk.walked({"a": 2, "b": 1}, lambda name: torch.get_num_threads(), 2)
+        seen, elsewhere = [next(job)], []
+        thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert [*seen, *job] == [1, 1] and elsewhere == [2] == [torch.get_num_threads()]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_number_of_workers_is_checked():
+    assert workers_for("cpu") >= 1 and workers_for("cpu", 3) == 3
+    with pytest.raises(MergeError, match="at least 1 worker, not 0"):
+        workers_for("cpu", 0)
+
+
+def test_processes_share_every_tensor_once_and_evenly():
+    costs = {f"t{i}": float(i % 7 + 1) for i in range(40)}
+    shares = [Team(rank, 3).share(costs) for rank in range(3)]
+    assert sorted(sum(shares, [])) == sorted(costs)
+    loads = [sum(costs[name] for name in share) for share in shares]
+    assert max(loads) - min(loads) <= 7
+
+
+def test_inner_products_are_those_of_the_entries_however_a_delta_is_held():
+    thin = LowRank(noise(6, 2), noise(2, 9)), LowRank(noise(6, 3, seed=1), noise(3, 9, seed=2))
+    deltas = [thin[0], noise(6, 9, seed=3), inner.unmoved(noise(6, 9)), thin[1], noise(6, 9, seed=4)]
+    entries = torch.stack([delta.dense() if isinstance(delta, LowRank) else delta for delta in deltas]).flatten(1)
+    assert torch.allclose(inner.inner_products(deltas), entries @ entries.T)
+    cosines = [
+        torch.cosine_similarity(entries[i], entries[j], dim=0) for i in (0, 1, 3, 4) for j in (0, 1, 3, 4) if i != j
+    ]
+    assert inner.mean_cosine(inner.inner_products(deltas)) == pytest.approx(float(sum(cosines)) / 12)
+    assert inner.is_unmoved(deltas[2]) and not inner.is_unmoved(torch.zeros(6, 9))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_lengths_are_right_where_squares_leave_the_range_of_float32(size):
+    assert inner.norm(torch.full((5, 5), size)) == pytest.approx(5 * size, rel=1e-6)
+    assert inner.finite(torch.full((5, 5), 3e38)) and not inner.finite(torch.tensor([1.0, float("nan")]))

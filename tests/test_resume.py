@@ -1,0 +1,169 @@
+"""A merge that is killed goes on where it was, to the same bytes; several processes make those bytes too."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
+from safetensors.torch import load_file, save_file
+
+from mergelab import MergeError, Recipe, merge, plan
+
+KILLED = """
+import os, signal, sys
+from mergelab import Recipe, merge, plan
+for i, layer in enumerate(merge(plan(Recipe.read(sys.argv[1])), sys.argv[2], workers=1)):
+    if i == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+ONE_LOST = """
+import os, signal, sys
+from mergelab import MergeError, Recipe, merge, plan
+try:
+    for i, layer in enumerate(merge(plan(Recipe.read(sys.argv[1])), sys.argv[2], workers=1)):
+        if i == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+except MergeError as error:
+    print(f"said: {error}", flush=True)
+    os._exit(1)
+"""
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A recipe's file; its base is in two shards, with enough matrices for two processes."""
+    base = tiny() | {f"layers.{i}.weight": noise(40, 30, seed=i).bfloat16() for i in range(12)}
+    folders = [write_model(tmp_path / "base", base, shards=2)]
+    folders += [write_model(tmp_path / f"expert-{i}", shifted(base, i)) for i in (1, 2)]
+    (tmp_path / "recipe.yaml").write_text(recipe_of(*folders, method="star").to_yaml())
+    return tmp_path / "recipe.yaml"
+
+
+def run(*command, **environment):
+    return subprocess.run([sys.executable, *command], env=os.environ | environment, capture_output=True, text=True)
+
+
+def hidden(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def killed(recipe, out):
+    """The hidden folder that a merge leaves which is killed after its third tensor."""
+    assert run("-c", KILLED, recipe, out).returncode == -signal.SIGKILL
+    assert not Path(out).exists()
+    (left,) = hidden(Path(out).parent)
+    return left
+
+
+@posix
+def test_a_killed_merge_goes_on_where_it_was_to_the_same_bytes(many, tmp_path):
+    left = killed(many, tmp_path / "out")
+    lines = (left / "journal-0.jsonl").read_text().splitlines()
+    assert len(lines) >= 3
+    (left / "journal-0.jsonl").write_text("\n".join([*lines, '{"digest": "12', ""]))
+    whole = merged(Recipe.read(many), tmp_path / "whole")
+    report = merged(Recipe.read(many), tmp_path / "out")
+    assert f"{len(lines)} tensors were finished by a run that was broken off, and are taken from it." in report.notes
+    assert report.sha256 == whole.sha256 and report.layers == whole.layers
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    assert not hidden(tmp_path)
+
+
+@posix
+@pytest.mark.parametrize("harm", ["bytes", "shard", "journal"])
+def test_what_was_harmed_since_the_kill_is_merged_again(many, tmp_path, harm):
+    left = killed(many, tmp_path / "out")
+    if harm == "journal":
+        (left / "journal-0.jsonl").write_text('{"digest": "0", "layer": 3}\n[]\nno JSON\n')
+    else:
+        shard = left / "model-00001-of-00002.safetensors"
+        shard.write_bytes(shard.read_bytes()[: None if harm == "bytes" else -1][:-4000] + b"\7" * 4000)
+    whole = merged(Recipe.read(many), tmp_path / "whole")
+    assert merged(Recipe.read(many), tmp_path / "out").sha256 == whole.sha256
+
+
+@posix
+@pytest.mark.parametrize("change", ["recipe", "expert"])
+def test_another_merge_to_the_same_place_does_not_go_on_with_it_but_removes_it(many, tmp_path, change):
+    killed(many, tmp_path / "out")
+    recipe = Recipe.read(many)
+    if change == "recipe":
+        many.write_text(many.read_text().replace("weight: 1.0", "weight: 0.5"))
+        recipe = Recipe.read(many)
+    else:
+        file = tmp_path / "expert-1/model.safetensors"
+        save_file(load_file(file), file, metadata={"format": "pt"})
+    report = merged(recipe, tmp_path / "out")
+    assert report.notes == ("What another merge to this place had left unfinished was removed.",)
+    assert report.sha256 == merged(recipe, tmp_path / "whole").sha256
+    assert not hidden(tmp_path)
+
+
+def test_two_processes_cannot_make_the_same_merge_at_the_same_place_at_once(many, tmp_path):
+    work = plan(Recipe.read(many))
+    first = merge(work, tmp_path / "out")
+    next(first)
+    with pytest.raises(MergeError, match="Another process is making this very merge"):
+        next(merge(work, tmp_path / "out"))
+    assert finished(first).sha256 and not hidden(tmp_path)
+
+
+def test_what_is_no_leftover_of_ours_is_left_alone(many, tmp_path):
+    for name in (".out.0123456789ab.partial", ".out.mine.partial", ".other.0123456789ab.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".other.0123456789ab.partial/lock").touch()
+    merged(Recipe.read(many), tmp_path / "out")
+    assert len(hidden(tmp_path)) == 3
+
+
+def together(code, *arguments):
+    """Two processes that a launcher would start: what each of them printed, and how it ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *code, *arguments],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120) for process in started]
+    return said, [process.returncode for process in started]
+
+
+@posix
+def test_two_processes_write_the_bytes_of_one_and_a_lost_one_ends_the_job_which_then_goes_on(many, tmp_path):
+    whole = merged(Recipe.read(many), tmp_path / "whole")
+    said, status = together(["-c", ONE_LOST], many, tmp_path / "out")
+    assert status == [1, -signal.SIGKILL], said
+    assert "said: One of the 2 processes of this merge has ended. What is finished is kept" in said[0][0]
+    assert not (tmp_path / "out").exists() and len(hidden(tmp_path)) == 1
+    said, status = together(["-m", "mergelab", "merge"], many, tmp_path / "out", "--workers", "1")
+    assert status == [0, 0], said
+    assert "tensors were finished by a run that was broken off" in said[0][0] and said[1][0] == ""
+    for file, digest in whole.sha256.items():
+        assert f"sha256 {digest}  {file}" in said[0][0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    assert not hidden(tmp_path)
+
+
+def test_what_one_of_two_processes_finds_wrong_is_one_line_and_leaves_nothing(many, tmp_path):
+    file = tmp_path / "expert-2/model.safetensors"
+    save_file(load_file(file) | {"layers.7.weight": torch.full((40, 30), float("nan")).bfloat16()}, file)
+    said, status = together(["-m", "mergelab", "merge"], many, tmp_path / "out")
+    assert status == [1, 1]
+    errors = [line for line in (said[0][1] + said[1][1]).splitlines() if line.startswith("mergelab:")]
+    assert len(errors) == 1 and "'layers.7.weight' of expert 'expert-2' holds NaN" in errors[0]
+    assert not hidden(tmp_path) and not (tmp_path / "out").exists()
