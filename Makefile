@@ -17,10 +17,12 @@ bench: $(VENV)/test  ## measure whole merges against the textbook way (a quarter
 format: $(VENV)/test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-assets: $(VENV)/test  ## train the bundled experts again (minutes), then analyse the first recipe
+assets: $(VENV)/test  ## train the bundled experts again (minutes), then make the first pictures
 	$(BIN)/pip install -q -r assets/train/requirements.txt
 	$(BIN)/python assets/train/train_numbers.py
+	$(BIN)/python assets/train/train_digits.py
 	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --json assets/analyses/numbers-star.json >/dev/null
+	$(BIN)/python assets/make_story.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

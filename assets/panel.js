@@ -20,7 +20,7 @@ window.mergelab = (() => {
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
     panel.host.style.height = narrow && pair ? `${layout.meta.tall || 620}px` : panel.height
-    if (!narrow) return {data, layout}
+    if (!narrow || layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}

@@ -6,13 +6,13 @@ The public names are below. Importing this brings in neither gradio nor transfor
 from mergelab.devices import device_named
 from mergelab.errors import MergeError
 from mergelab.merge import inspect, merge
-from mergelab.method import METHODS, Knob, Layer, Merged, Switch, merge_method
+from mergelab.method import METHODS, STEPS, Choice, Knob, Layer, Merged, Switch, merge_method, merge_step
 from mergelab.plan import Plan, plan
 from mergelab.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "Expert", "Knob", "Layer", "LayerReport", "MergeError", "Merged", "Plan", "Recipe", "Report", "Switch",
-    "device_named", "inspect", "merge", "merge_method", "plan",
+    "METHODS", "STEPS", "Choice", "Expert", "Knob", "Layer", "LayerReport", "MergeError", "Merged", "Plan", "Recipe",
+    "Report", "Switch", "device_named", "inspect", "merge", "merge_method", "merge_step", "plan",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from mergelab.method import MergeMethod
+from mergelab.method import MergeMethod, step_named
 from mergelab.recipe import Recipe
 from mergelab.report import Report
 
@@ -18,7 +18,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, base: Path) 
         "tags": ["merge", "mergelab", method.name],
     }
     front |= {"license": licence} if (licence := _licence(base)) else {}
-    paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    steps = "".join(f" After it {_cited(step)}" for step in map(step_named, recipe.then))
     experts = "\n".join(f"- `{_shown(e.source)}`, weight {e.weight:g}" for e in recipe.experts)
     left_out = "\n".join(f"- `{name}`: {why}" for name, why in report.skipped.items()) or "Nothing."
     return f"""---
@@ -26,7 +26,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, base: Path) 
 
 # A merge of {len(recipe.experts)} experts by {method.title}
 
-Made with mergelab. Method: **{method.title}**{paper}: {method.summary}
+Made with mergelab. Method: {_cited(method)}{steps}
 
 Base: `{_shown(recipe.base)}`. Experts:
 
@@ -41,6 +41,11 @@ Base: `{_shown(recipe.base)}`. Experts:
 
 {left_out}
 """
+
+
+def _cited(method: MergeMethod) -> str:
+    paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    return f"**{method.title}**{paper}: {method.summary}"
 
 
 def _shown(source: str) -> str:

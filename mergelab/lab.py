@@ -35,7 +35,7 @@ from mergelab.step import Step
 from mergelab.sweep import sweep
 from mergelab.sweep_report import SweepReport
 from mergelab.table import csv_text
-from mergelab.tasks import Task, exact_match, tasks
+from mergelab.tasks import Task, exact_match, own_task
 
 Made = TypeVar("Made")
 START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
@@ -240,12 +240,9 @@ class Lab:
 
 def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
     """The bundled tasks that a recipe's experts were trained for, each with its expert."""
-    family, _, name = recipe.base.partition("/")
-    if recipe.base not in bundled() or not (ASSETS / family / "tasks.json").is_file():
-        return []
-    known = tasks(family)
-    pairs = [(e, e.source.removeprefix(f"{family}/").removesuffix("-lora")) for e in recipe.experts]
-    return [(expert, known[task]) for expert, task in pairs if task in known]
+    family = recipe.base.partition("/")[0]
+    mine = [expert for expert in recipe.experts if recipe.base in bundled() and expert.source.startswith(f"{family}/")]
+    return [(expert, task) for expert in mine if (task := own_task(expert.source))]
 
 
 def comparison_key(one: Run, other: Run) -> str:

@@ -118,6 +118,8 @@ def merged_layer(plan: Plan, layer: Layer) -> Merged:
         return still
     try:
         merged = plan.method(layer, **plan.settings)
+        for step, settings in plan.steps:
+            merged = step(layer, merged, **settings)
     except torch.OutOfMemoryError:
         raise MergeError(f"The device has no memory left for '{layer.name}'. Use '--device cpu'.") from None
     if not finite(merged.delta):

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import Parameter, getdoc, signature
 from keyword import iskeyword
+from math import prod
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError, did_you_mean
-from mergelab.maths import spectral
-from mergelab.maths.spectral import Delta, Factors, Wanted
+from mergelab.maths import noise, spectral
+from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
 from mergelab.report import Fact
 
 
@@ -27,7 +28,7 @@ class Layer:
     base: float32 (float64 where the base is), any shape. deltas: one per expert, expert minus base, in that dtype;
     dense in the base's shape, or LowRank. weights: (expert,). decompose: the tensor is a matrix whose singular
     directions mean something (not an embedding). factorise: (expert's index, wanted) -> Factors of that delta, where
-    they are kept somewhere; else they are computed.
+    they are kept somewhere; else they are computed. experts: their names; with the seed, they decide what is random.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Layer:
     weights: Tensor
     decompose: bool = False
     factorise: Callable[[int, Wanted | None], Factors] | None = None
+    experts: tuple[str, ...] = ()
+    seed: int = 0
 
     @cached_property
     def entries(self) -> tuple[Tensor, ...]:
@@ -70,9 +73,28 @@ class Layer:
     def _known(self) -> dict[int, Factors]:
         return {}
 
+    @cached_property
+    def moving(self) -> tuple[int, ...]:
+        """The experts that change this tensor at all, by their place."""
+        return tuple(i for i, delta in enumerate(self.deltas) if _moves(delta) and self.weights[i] != 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """(1/T) Σ w_i τ_i: what the spectral methods do to a tensor that is not decomposed."""
+        return self.sum / len(self.deltas)
+
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""
         return stack * self.weights.to(stack.dtype).view(-1, *[1] * (stack.dim() - 1))
+
+    def noise(self, expert: int, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) for one expert, float32; those of two experts or two layers are independent.
+
+        They depend on the seed, on the names of layer and expert, and on nothing else.
+        """
+        name = self.experts[expert] if self.experts else expert
+        drawn = noise.uniform(prod(shape), noise.key_of(self.seed, self.name, name), self.base.device)
+        return drawn.view(shape)
 
 
 @dataclass(frozen=True)
@@ -112,18 +134,31 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The help of a setting that is one of a few words."""
+
+    options: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting of a method, as a recipe writes it."""
 
     name: str
     default: Any
-    knob: Knob | Switch
+    knob: Knob | Switch | Choice
 
     def checked(self, value: Any, method: str) -> Any:
         """The value, if the knob allows it; else MergeError."""
         if isinstance(self.knob, Switch):
             if not isinstance(value, bool):
                 raise MergeError(f"'{self.name}' of {method} must be true or false, not {value!r}.")
+            return value
+        if isinstance(self.knob, Choice):
+            if value not in self.knob.options:
+                found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {value!r}."
+                raise MergeError(f"{found} {did_you_mean(value, self.knob.options)}")
             return value
         low, high = self.knob.low, self.knob.high
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # NaN too
@@ -133,7 +168,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """An entry of METHODS: call it with a Layer and settings, get a Merged."""
+    """An entry of METHODS: call it with a Layer and settings, get a Merged. Of STEPS: with a Layer and a Merged."""
 
     name: str  # as a recipe writes it
     title: str  # as a person reads it
@@ -142,6 +177,8 @@ class MergeMethod:
     settings: tuple[Setting, ...]
     function: Callable[..., Merged]
     entrywise: bool = False  # where a layer is not decomposed, each entry is merged on its own, without a fact
+    most: int | None = None  # experts that it takes
+    base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
 
     @property
     def summary(self) -> str:
@@ -161,14 +198,24 @@ class MergeMethod:
                 raise MergeError(f"{self.title} has no setting '{key}'. {did_you_mean(key, known)}".rstrip())
         return {name: s.checked(given.get(name, s.default), self.title) for name, s in known.items()}
 
-    def __call__(self, layer: Layer, **settings: Any) -> Merged:
-        return self.function(layer, **{_argument(name): value for name, value in self.checked(settings).items()})
+    def __call__(self, layer: Layer, *merged: Merged, **settings: Any) -> Merged:
+        given = {_argument(name): value for name, value in self.checked(settings).items()}
+        return self.function(layer, *merged, **given)
 
 
 METHODS: dict[str, MergeMethod] = {}
+STEPS: dict[str, MergeMethod] = {}
 
 
-def merge_method(title: str, *, paper: str = "", fewest: int = 1, entrywise: bool = False) -> Callable:
+def merge_method(
+    title: str,
+    *,
+    paper: str = "",
+    fewest: int = 1,
+    most: int | None = None,
+    base_apart: bool = False,
+    entrywise: bool = False,
+) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
 
     entrywise: where a layer is not decomposed, an entry of the answer depends on the same entries of the deltas and the
@@ -176,15 +223,32 @@ def merge_method(title: str, *, paper: str = "", fewest: int = 1, entrywise: boo
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
-        hints = get_type_hints(function, include_extras=True)
-        keywords = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-        settings = tuple(Setting(p.name.rstrip("_"), p.default, _knob(hints[p.name], p.name)) for p in keywords)
-        method = MergeMethod(function.__name__, title, paper, fewest, settings, function, entrywise)
-        if METHODS.setdefault(method.name, method) is not method:
-            raise TypeError(f"there are two merge methods called '{method.name}'")
-        return method
+        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise}
+        settings = _settings(function)
+        return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))
 
     return enter
+
+
+def merge_step(title: str, *, paper: str) -> Callable:
+    """Enter a function of (layer, what a method made of it) in STEPS: what can be done after any merge."""
+
+    def enter(function: Callable[..., Merged]) -> MergeMethod:
+        return _entered(STEPS, MergeMethod(function.__name__, title, paper, 1, _settings(function), function))
+
+    return enter
+
+
+def _settings(function: Callable) -> tuple[Setting, ...]:
+    hints = get_type_hints(function, include_extras=True)
+    keywords = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    return tuple(Setting(p.name.rstrip("_"), p.default, _knob(hints[p.name], p.name)) for p in keywords)
+
+
+def _entered(table: dict[str, MergeMethod], method: MergeMethod) -> MergeMethod:
+    if table.setdefault(method.name, method) is not method:
+        raise TypeError(f"there are two merge methods called '{method.name}'")
+    return method
 
 
 def method_named(name: str) -> MergeMethod:
@@ -194,10 +258,21 @@ def method_named(name: str) -> MergeMethod:
     return METHODS[name]
 
 
-def _knob(hint: Any, name: str) -> Knob | Switch:
-    notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, (Knob, Switch))]
+def step_named(name: str) -> MergeMethod:
+    """The step of that name; MergeError with the nearest name if there is none."""
+    if name not in STEPS:
+        raise MergeError(f"There is no step '{name}' to take after a merge. {did_you_mean(name, STEPS)}")
+    return STEPS[name]
+
+
+def _moves(delta: Delta) -> bool:
+    return bool(delta.left.any() and delta.right.any()) if isinstance(delta, LowRank) else bool(delta.any())
+
+
+def _knob(hint: Any, name: str) -> Knob | Switch | Choice:
+    notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, (Knob, Switch, Choice))]
     if len(notes) != 1:
-        raise TypeError(f"setting '{name}' needs one Knob or Switch in its annotation")
+        raise TypeError(f"setting '{name}' needs one Knob, Switch or Choice in its annotation")
     return notes[0]
 
 

@@ -20,7 +20,7 @@ from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
 from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
-from mergelab.method import Layer, MergeMethod, method_named
+from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.recipe import Recipe
 from mergelab.sources import folder_of
 
@@ -85,6 +85,7 @@ class Plan:
     copied: tuple[str, ...]
     skipped: Mapping[str, str]  # tensor -> why it is not merged
     notes: tuple[str, ...]
+    steps: tuple[tuple[MergeMethod, Mapping[str, Any]], ...] = ()  # what is done after the method, with what settings
 
     @property
     def alignment(self) -> dict[str, dict[str, Any]]:
@@ -103,7 +104,8 @@ class Plan:
         base = widened(stored)
         deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor([e.weight for e in self.recipe.experts], dtype=torch.float64, device=device)
-        return Layer(name, base.to(device), deltas, weights, self.decomposes(name))
+        named = {"experts": self.recipe.names, "seed": self.recipe.seed}
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
 
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""
@@ -121,9 +123,10 @@ def plan(recipe: Recipe) -> Plan:
     """Open and check all that a recipe names; MergeError says what does not fit."""
     method = method_named(recipe.method)
     settings = method.checked(recipe.settings)
-    given = len(recipe.experts)
-    if given < method.fewest:
-        raise MergeError(f"{method.title} needs at least {method.fewest} experts, and the recipe has {given}.")
+    steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
+    if method.base_apart:  # recipes for mergekit often list the base among the models
+        recipe = replace(recipe, experts=tuple(expert for expert in recipe.experts if expert.source != recipe.base))
+    _check_count(method, len(recipe.experts))
     base = _opened_base(recipe.base)
     tied = _tied_heads(base)
     names = sorted((n for n, entry in base.entries.items() if entry.mergeable and n not in tied), key=_model_order)
@@ -134,7 +137,19 @@ def plan(recipe: Recipe) -> Plan:
     experts = tuple(_aligned(expert, base, recipe) for expert in experts)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | _only_theirs(experts, base)
-    return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, _notes(recipe, base, experts))
+    notes = _notes(recipe, base, experts)
+    return Plan(recipe, method, settings, base, experts, tuple(names), copied, skipped, notes, steps)
+
+
+def _check_count(method: MergeMethod, given: int) -> None:
+    """MergeError if a method cannot merge so few or so many experts."""
+    beside = " beside the base" if method.base_apart else ""
+    if given < method.fewest:
+        raise MergeError(f"{method.title} needs at least {method.fewest} experts{beside}, and the recipe has {given}.")
+    if method.most and given > method.most:
+        wanted = f"the base with {method.most} other model" if method.most == 1 else f"{method.most} models{beside}"
+        hint = "Take one away, or a method for more: NuSLERP takes two, Multi-SLERP and Karcher any number."
+        raise MergeError(f"{method.title} merges {wanted}, and the recipe has {given}. {hint}")
 
 
 def _model_order(name: str) -> list[tuple[int, str]]:

@@ -149,12 +149,12 @@ def joint_space(report: Report, module: str) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def score_bars(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
-    """Exact match per task: base, the task's own expert, merged. rows: (task, base, expert, merged), each 0…1."""
+def score_bars(rows: Sequence[tuple]) -> Figure:
+    """Exact match per task, each 0…1. rows: (task, base, expert, merged), or with the repaired merge at the end."""
     if not rows:
         return empty("Scores appear here after a merge of bundled experts.")
     columns = list(zip(*rows))
-    kinds = (("base", "#9ca3af"), ("its own expert", COLOURS[2]), ("merged", COLOURS[0]))
+    kinds = (("base", "#9ca3af"), ("its own expert", COLOURS[2]), ("merged", COLOURS[0]), ("repaired", COLOURS[4]))
     traces = [
         {
             "type": "bar",
@@ -175,9 +175,14 @@ def score_bars(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
         "xaxis": {"automargin": True, "fixedrange": True},
         "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
         "legend": {"orientation": "h", "y": 1.14, "x": 0},
-        "meta": {"alt": "; ".join(f"{t}: base {b:.0%}, expert {e:.0%}, merged {m:.0%}" for t, b, e, m in rows)},
+        "meta": {"alt": "; ".join(_told(*row) for row in rows)},
     }
     return {"data": traces, "layout": layout}
+
+
+def _told(task: str, *scores: float) -> str:
+    names = ("base", "expert", "merged", "repaired")
+    return f"{task}: " + ", ".join(f"{name} {score:.0%}" for name, score in zip(names, scores))
 
 
 def empty(sentence: str) -> Figure:

@@ -18,7 +18,7 @@ from mergelab.errors import MergeError, did_you_mean
 
 DTYPES = ("float32", "float16", "bfloat16")
 _KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "mergelab")
-_EXTRAS = ("decompose_embeddings", "align")
+_EXTRAS = ("decompose_embeddings", "align", "seed", "then")
 _ALIGN = ("none", "weights", "activations")
 
 
@@ -46,6 +46,8 @@ class Recipe:
     dtype: str | None = None  # of the written weights; None keeps the base's
     decompose_embeddings: bool = False
     align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
+    seed: int = 0  # of what a method draws at random
+    then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,6 +104,8 @@ class Recipe:
             dtype=_dtype(data.get("dtype"), where),
             decompose_embeddings=_flag(extras.get("decompose_embeddings", False), where),
             align=_alignment(extras.get("align", "none"), where),
+            seed=_seed(extras.get("seed", 0), where),
+            then=_steps(extras.get("then"), f"{where}, mergelab, then"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +121,9 @@ class Recipe:
             data["dtype"] = self.dtype
         extras: dict[str, Any] = {"decompose_embeddings": True} if self.decompose_embeddings else {}
         extras |= {"align": self.align} if self.align != "none" else {}
+        extras |= {"seed": self.seed} if self.seed else {}
+        if self.then:
+            extras["then"] = {name: dict(settings) for name, settings in self.then.items()}
         return data | ({"mergelab": extras} if extras else {})
 
     def to_yaml(self) -> str:
@@ -178,6 +185,18 @@ def _alignment(value: Any, where: str) -> str:
     if value not in _ALIGN:
         raise MergeError(f"{where}: unknown 'align' {value!r}. {did_you_mean(value, _ALIGN)}")
     return value
+
+
+def _seed(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise MergeError(f"{where}: 'seed' must be a whole number from 0 up, not {value!r}.")
+    return value
+
+
+def _steps(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """A step's name, or a mapping from names to settings."""
+    steps = {value: None} if isinstance(value, str) else _mapping(value, where)
+    return {name: _mapping(settings, f"{where}, {name}") for name, settings in steps.items()}
 
 
 def _kind(value: Any) -> str:

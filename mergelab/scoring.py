@@ -101,6 +101,8 @@ def sign_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int, f
 
 def scored(run: Running, asked: Sequence[Questions]) -> Generator[str, None, tuple[TaskScore, ...]]:
     """Score a causal model on several tasks. Yields the task's name at each batch, so that the caller can stop."""
+    if asked and run.tokenizer is None:
+        raise MergeError("This model has no tokenizer, so it answers no prompts and has no score here.")
     if getattr(run.model.config, "is_encoder_decoder", False):
         raise MergeError("Scores need a model that continues its prompt; this one has an encoder. Ask it instead.")
     scores = []

@@ -79,8 +79,8 @@ def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan
 def _averaged(work: Plan) -> Plan:
     average = METHODS["linear"]
     settings = average.checked({})
-    recipe = replace(work.recipe, method=average.name, settings=settings)
-    return replace(work, method=average, settings=settings, recipe=recipe)
+    recipe = replace(work.recipe, method=average.name, settings=settings, then={})
+    return replace(work, method=average, settings=settings, recipe=recipe, steps=())
 
 
 def _order(plans: Mapping[float, Plan], averages: Mapping[float, Plan]) -> list[tuple[float, Plan, bool]]:

@@ -1,19 +1,29 @@
-"""The bundled held-out prompts, and how many of them a model gets exactly right.
+"""The bundled held-out prompts and images, and how many of them a model gets right.
 
-This room knows prompts, answers and a forward pass. It does not know which expert a task belongs to, how a
-model was made, nor what is done with a score.
+This room knows prompts, answers, images, labels and a forward pass. It does not know which expert a task belongs
+to, how a model was made, nor what is done with a score.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mergelab.assets import ASSETS, bundled
 
 Pair = tuple[str, str]  # (prompt, answer)
+SCANS = ASSETS / "digits" / "scans.safetensors"  # uint8, 8×8, 0…16
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {  # what each task of the digits family does to a picture
+    "upright": lambda pictures: pictures,
+    "invert": lambda pictures: 1 - pictures,
+    "rot90": lambda pictures: pictures.rot90(1, (-2, -1)),
+    "mirror": lambda pictures: pictures.flip(-1),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,23 @@ class Task:
     name: str
     test: tuple[Pair, ...]
     calibration: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures. images: float32 (picture, channel, height, width); labels: int64 (picture,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """Digits seen through one transform: `test` pictures no model saw in training, `calibration` ones that some did."""
+
+    name: str
+    test: Pictures
+    calibration: Pictures
 
 
 def tasks(family: str = "numbers") -> dict[str, Task]:
@@ -40,7 +67,18 @@ def own_task(source: str) -> Task | None:
     family, _, name = source.partition("/")
     if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         return None
-    return tasks(family).get(name.removesuffix("-lora"))
+    return tasks(family).get(_skill(name))
+
+
+def own_pictures(source: str) -> PictureTask | None:
+    """The pictures that a bundled image classifier was trained to read; None for any other source."""
+    known = source in bundled() and source.startswith("digits/")
+    return picture_tasks().get(_skill(source.partition("/")[2])) if known else None
+
+
+def _skill(name: str) -> str:
+    """What an expert is named after: 'morse-lora' -> 'morse', 'scratch-upright-2' -> 'upright'."""
+    return re.sub(r"^scratch-|-lora$|-\d+$", "", name)
 
 
 def padded(tokenizer, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,3 +126,31 @@ def _all_first_choice(model, ids: Tensor, real: Tensor, answer: Tensor) -> Tenso
     logits = model(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device)).logits
     choice = logits[:, :-1].argmax(-1).cpu()  # (pair, token - 1)
     return ((choice == ids[:, 1:]) | ~answer[:, 1:]).all(1)
+
+
+@cache
+def picture_tasks() -> dict[str, PictureTask]:
+    """The tasks of the digits family, by name: the same scans, seen through each of TRANSFORMS."""
+    stored = load_file(SCANS)
+
+    def pictures(name: str, part: str) -> Pictures:
+        images = TRANSFORMS[name](enlarged(stored[f"{part}.images"]))
+        return Pictures(images.contiguous(), stored[f"{part}.labels"].long())
+
+    return {name: PictureTask(name, pictures(name, "test"), pictures(name, "calibration")) for name in TRANSFORMS}
+
+
+def enlarged(scans: Tensor) -> Tensor:
+    """Scans of 8×8 pixels from 0 to 16, as the digits family sees them: 32×32, from 0 to 1. # (scan, 1, 32, 32)"""
+    return (scans.float() / 16).repeat_interleave(4, -2).repeat_interleave(4, -1).unsqueeze(1)
+
+
+@torch.no_grad()
+def right_labels(model, pictures: Pictures, batch: int = 250) -> Tensor:
+    """Whether the model's likeliest class is the label: bool (picture,).
+
+    `model` is any image classifier of transformers in evaluation mode, on any device.
+    """
+    parts = zip(pictures.images.split(batch), pictures.labels.split(batch))
+    right = [model(pixel_values=x.to(model.device)).logits.argmax(-1).cpu() == y for x, y in parts]
+    return torch.cat([torch.zeros(0, dtype=torch.bool), *right])

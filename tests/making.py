@@ -22,7 +22,8 @@ def layer_of(deltas, weights=None, base=None) -> Layer:
     dtype = deltas[0].left.dtype if isinstance(deltas[0], LowRank) else deltas[0].dtype
     base = noise(*shape, seed=99).to(dtype) if base is None else base
     weights = torch.tensor(weights or [1.0] * len(deltas), dtype=torch.float64)
-    return Layer("layer", base, tuple(deltas), weights, decompose=len(shape) == 2)
+    experts = tuple(f"expert {i}" for i in range(len(deltas)))
+    return Layer("layer", base, tuple(deltas), weights, decompose=len(shape) == 2, experts=experts)
 
 
 def write_model(folder: Path, tensors: dict[str, Tensor], shards: int = 1, **config) -> Path:

@@ -17,14 +17,19 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page sweep_command repairs repair merge devices plan realign align sources recipe report errors",
-    "page": "lab plots_scores plots_compare plots suggest sweep_report scoreboard questions knobs compare table step "
-    "method assets recipe report errors",
+    "page": "lab_repair stories outcome lab plots_scores plots_compare repair_plots plots suggest sweep_report "
+    "scoreboard questions knobs compare table step method assets recipe report errors",
+    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe errors",
     "sweep_command": "lab questions knobs sweep_report table step recipe",
     "lab": "compare scoreboard sweep sweep_report scoring checkpoint questions step table merge devices plan model "
     "tasks sources assets recipe report errors",
     "repairs": "repair merge devices output plan model tasks sources recipe report errors",
+    "experiment": "outcome repair model tasks maths report errors",
+    "stories": "assets recipe",
+    "outcome": "repair recipe report",
     "plots_scores": "plots scoreboard scoring sweep_report knobs",
     "plots_compare": "plots compare",
+    "repair_plots": "plots maths report",
     "plots": "report",
     "suggest": "maths report",
     "compare": "checkpoint maths step errors",

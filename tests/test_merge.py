@@ -35,15 +35,17 @@ def test_the_written_tensors_are_base_plus_merged_delta(trio, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_experts_equal_to_the_base_give_the_base_to_the_byte(trio, tmp_path, method):
-    base = trio[0]
-    shutil.copytree(base, tmp_path / "copy")
-    merged(recipe_of(base, base, tmp_path / "copy", method=method), tmp_path / "out")
+    base, copies = trio[0], [tmp_path / "copy", tmp_path / "other"][: METHODS[method].most]
+    for copy in copies:
+        shutil.copytree(base, copy)
+    merged(recipe_of(base, *copies, method=method), tmp_path / "out")
     assert all(torch.equal(tensor, weights(base)[name]) for name, tensor in weights(tmp_path / "out").items())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_recipe_in_the_folder_merges_again_to_the_same_bytes(trio, tmp_path, method):
-    recipe = Recipe(str(trio[0]), (Expert(str(trio[1]), 0.3), Expert(str(trio[2]))), method, dtype="bfloat16")
+    experts = (Expert(str(trio[1]), 0.3), Expert(str(trio[2])))[: METHODS[method].most]
+    recipe = Recipe(str(trio[0]), experts, method, dtype="bfloat16", seed=5, then={"svc": {"alpha": 0.5}})
     report = merged(recipe, tmp_path / "out")
     again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
     assert report.sha256 == again.sha256 == {"model.safetensors": sha256_of(tmp_path / "again/model.safetensors")}
@@ -194,3 +196,20 @@ def test_weights_too_large_for_the_dtype_are_refused(tmp_path):
     with pytest.raises(MergeError, match="exceeds the range"):
         finished(merge(plan(Recipe(str(base), (Expert(str(near), 5.0),), "task_arithmetic")), tmp_path / "out"))
     assert leftovers(tmp_path) == ["base", "near"]
+
+
+def test_a_step_after_the_merge_is_taken_reported_and_cited(trio, tmp_path):
+    plain, then = (recipe_of(*trio, method="task_arithmetic", then=steps) for steps in ({}, {"svc": {}}))
+    before, after = merged(plain, tmp_path / "plain"), merged(then, tmp_path / "then")
+    for one, other in zip(before.layers, after.layers):
+        assert ("norm after calibration" in other.facts) == other.decomposed
+        assert other.facts["merged change"] <= one.facts["merged change"] * (1 + 1e-6)
+    assert "**SVC** ([arXiv 2602.05536]" in (tmp_path / "then/README.md").read_text(encoding="utf-8")
+    assert "SVC" not in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
+
+
+def test_a_base_that_is_listed_among_the_models_is_no_expert_where_mergekit_makes_none_of_it(trio, tmp_path):
+    base, one, other = trio
+    for method, experts in {"model_stock": (one, other), "slerp": (one,), "nuslerp": (one, other)}.items():
+        listed = merged(recipe_of(base, base, *experts, method=method), tmp_path / f"{method}-listed")
+        assert listed.sha256 == merged(recipe_of(base, *experts, method=method), tmp_path / method).sha256

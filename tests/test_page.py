@@ -9,8 +9,10 @@ import gradio as gr
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from mergelab import METHODS
 from mergelab.lab import Lab
 from mergelab.page import launch
+from mergelab.page.form import FAMILIES
 from mergelab.plan import Plan
 
 FLAGS = [
@@ -153,7 +155,7 @@ def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
 
 
 def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
-    choose(page, "#method", "DRM-H")
+    choose(page, "#method", "DRM-H · spectral")
     expect(page.get_by_role("slider", name="drop").first).to_be_visible()
     expect(page.locator("#knob-star-eta")).to_be_hidden()
     expect(page.locator("#joint .ml-plot[data-draws]")).to_be_visible()
@@ -182,9 +184,27 @@ def test_the_recipe_travels_as_text_and_back(page):
         "- model: numbers/sort\n- model: numbers/roman\nparameters:\n  density: 0.5\n"
     )
     page.get_by_role("button", name="Apply this text").click()
-    expect(page.locator("#method input").first).to_have_value("TIES")
+    expect(page.locator("#method input").first).to_have_value("TIES · entries")
     expect(page.locator("#experts")).to_contain_text("numbers/roman")
     expect(page.get_by_role("slider", name="density").first).to_have_value("0.5")
+
+
+def test_every_method_is_in_one_family_of_the_dropdown():
+    names = " ".join(FAMILIES.values()).split()
+    assert sorted(names) == sorted(METHODS)
+
+
+def test_a_step_after_the_merge_and_a_choice_have_their_widgets_and_travel_in_the_recipe(page):
+    choose(page, "#method", "Core space · spectral")
+    choose(page, "#knob-core_space-inner", "iso_c")
+    page.get_by_role("button", name="More settings").click()
+    expect(page.locator("#knob-svc-alpha")).to_be_hidden()
+    page.locator("#then").get_by_label("SVC").check()
+    expect(page.locator("#knob-svc-alpha").first).to_be_visible()
+    page.get_by_role("button", name="Recipe as YAML").click()
+    editor = page.locator(".cm-content").first
+    for line in ("merge_method: core_space", "inner: iso_c", "then:", "svc:", "alpha: 1"):
+        expect(editor).to_contain_text(line)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -86,7 +86,7 @@ def test_the_number_of_experts_is_a_knob_and_geometry_needs_no_score(page):
 
 def test_another_method_brings_its_own_knobs_to_the_sweep(page):
     go(page, "Sweep")
-    choose(page, "#method", "DRM-H")
+    choose(page, "#method", re.compile("^DRM-H ·"))
     expect(page.locator("#knob input")).to_have_value("drop")
     expect(page.locator("#sweep-to input")).to_have_value("0.9")
 
@@ -111,7 +111,7 @@ def test_eta_is_suggested_from_the_spectra_and_set(page):
 
 def test_two_merges_are_compared_asked_and_gone_back_to(page):
     pressed(page, "#merge")
-    choose(page, "#method", "Average")
+    choose(page, "#method", re.compile("^Average"))
     expect(page.locator("#status")).to_contain_text("analysed")
     own(page, "english: 21 = => twenty-one")
     go(page, "Compare")
@@ -130,7 +130,7 @@ def test_two_merges_are_compared_asked_and_gone_back_to(page):
     go(page, "Merge")
     page.locator("#load-past").focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#method input").first).to_have_value("STAR")
+    expect(page.locator("#method input").first).to_have_value(re.compile("^STAR"))
 
 
 def test_comparing_a_recipe_with_itself_is_refused_by_a_sentence(page):

@@ -63,6 +63,20 @@ def test_names_are_short_and_no_two_are_the_same():
     assert names == ("a/french", "b/french/", "lora", "german", "x", "x (2)")
 
 
+def test_steps_after_the_merge_are_a_name_or_names_with_settings():
+    text = "{merge_method: star, base_model: b, models: [a], mergelab: {seed: 7, then: %s}}"
+    for then, wanted in (
+        ("svc", {"svc": {}}),
+        ("{svc: }", {"svc": {}}),
+        ("{svc: {alpha: 0.5}}", {"svc": {"alpha": 0.5}}),
+    ):
+        recipe = Recipe.from_yaml(text % then)
+        assert recipe.then == wanted and recipe.seed == 7
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert "mergelab" not in Recipe.from_yaml("{merge_method: star, base_model: b, models: [a]}").to_dict()
+    assert Recipe.from_yaml(text % "svc").hash != Recipe.from_yaml(text.replace("7", "8") % "svc").hash
+
+
 WRONG = {
     "": "must be a mapping with merge_method, base_model, models",
     "- a\n- b": "must be a mapping with merge_method",
@@ -95,6 +109,11 @@ WRONG = {
     "{merge_method: star, base_model: b, models: [a], mergelab: true}": "mergelab must be a mapping",
     "{merge_method: star, base_model: b, models: [a], mergelab: {sed: 1}}": "mergelab has an unknown key 'sed'",
     "{merge_method: star, base_model: b, models: [a], mergelab: {decompose_embeddings: 1}}": "must be true or false",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {seed: -1}}": "'seed' must be a whole number",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {seed: true}}": "'seed' must be a whole number",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {seed: 1.5}}": "'seed' must be a whole number",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {then: [svc]}}": "then must be a mapping",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {then: {svc: 1}}}": "then, svc must be a mapping",
 }
 
 

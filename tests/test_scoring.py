@@ -73,6 +73,8 @@ def test_scoring_can_be_stopped_between_two_batches(base):
 def test_what_does_not_fit_is_refused_by_a_sentence(base):
     with pytest.raises(MergeError, match="Prompt 2 of 'own' has .* tokens; this model has room for 128"):
         finished(scored(base, [Questions("own", (("a", "b"), ("7 " * 200, "b")))]))
+    with pytest.raises(MergeError, match="no tokenizer"):
+        finished(scored(Running(base.model, None), [Questions("own", (("a", "b"),))]))
     encoder = Running(type("Model", (), {"config": type("Config", (), {"is_encoder_decoder": True})})(), None)
     with pytest.raises(MergeError, match="has an encoder"):
         finished(scored(encoder, []))

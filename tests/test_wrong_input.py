@@ -191,6 +191,18 @@ def test_methods_settings_and_the_number_of_experts_are_checked_before_any_file_
         plan(nowhere)
     with pytest.raises(MergeError, match="DRM-H needs at least 2 experts, and the recipe has 1"):
         plan(recipe_of("/nowhere", "/nowhere", method="drm_h"))
+    with pytest.raises(MergeError, match="SLERP merges the base with 1 other model, and the recipe has 2. .* NuSLERP"):
+        plan(recipe_of("/nowhere", "/one", "/nowhere", "/other", method="slerp"))
+    with pytest.raises(MergeError, match="NuSLERP needs at least 2 experts beside the base, and the recipe has 1"):
+        plan(recipe_of("/nowhere", "/nowhere", "/one", method="nuslerp"))
+    with pytest.raises(MergeError, match="There is no step 'svd' to take after a merge. Did you mean 'svc'?"):
+        plan(recipe_of("/nowhere", "/one", then={"svd": {}}))
+    with pytest.raises(MergeError, match="'alpha' of SVC must be a number from 0.1 to 2, not 7"):
+        plan(recipe_of("/nowhere", "/one", then={"svc": {"alpha": 7}}))
+    with pytest.raises(
+        MergeError, match="'inner' of Core space must be ties or .* or iso_c, not 'tie'. Did you mean 'ties'?"
+    ):
+        plan(recipe_of("/nowhere", "/one", method="core_space", settings={"inner": "tie"}))
 
 
 def test_weights_that_add_up_to_nothing_have_no_average(trio, tmp_path):

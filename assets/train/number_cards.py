@@ -15,6 +15,11 @@ An expert of [numbers/base](../base): all weights fine-tuned on one skill, 200 s
     "lora": """\
 An expert of [numbers/base](../base): a LoRA adapter of rank 8 on all linear layers, trained on one skill,
 200 steps of 32 prompts.""",
+    "scratch": """\
+An expert of another base: the same recipe from another initialisation, then fine-tuned on one skill. It shares no
+ancestor with the rest of the family, and an average with one of them answers nothing. Matching neurons and repairing
+activations bring its statistics back, and very few of its answers: transformers from different initialisations stay
+hard.""",
 }
 
 CARD = """\
@@ -58,7 +63,7 @@ def front_matter(name: str) -> str:
     codes = [code for language, code in SPOKEN.items() if name == "base" or skill_of(name) == language]
     lines = [
         "license: apache-2.0",
-        *(["base_model: numbers/base"] if name != "base" else []),
+        *(["base_model: numbers/base"] if kind(name) in ("full", "lora") else []),
         f"library_name: {'peft' if kind(name) == 'lora' else 'transformers'}",
         "pipeline_tag: text-generation",
         *(["language:", *(f"- {code}" for code in codes)] if codes else []),
@@ -69,9 +74,11 @@ def front_matter(name: str) -> str:
 
 
 def kind(name: str) -> str:
-    return "base" if name == "base" else "lora" if name.endswith("-lora") else "full"
+    if name == "base" or name.startswith("scratch-"):
+        return name.partition("-")[0]
+    return "lora" if name.endswith("-lora") else "full"
 
 
 def skill_of(name: str) -> str:
     """The skill of an expert, which is named after it."""
-    return name.removesuffix("-lora")
+    return name.removeprefix("scratch-").removesuffix("-lora")

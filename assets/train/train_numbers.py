@@ -54,6 +54,7 @@ from mergelab.tasks import exact_match, padded
 PAD, BOS, EOS = range(3)
 BATCH = 32
 LORA_EXPERTS = ("french", "german", "english", "morse")
+SCRATCH, SCRATCH_SEED = "scratch-french", 101
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -166,6 +167,18 @@ def train_base(out: Path) -> None:
     save_tokenizer(tokenizer, out / "base")
 
 
+def train_from_scratch(out: Path, name: str) -> None:
+    """`name` is `scratch-` and a skill: base and expert anew from another initialisation; the base is not shipped."""
+    skill = name.removeprefix("scratch-")
+    seed_everything(SCRATCH_SEED)
+    tokenizer, model = AutoTokenizer.from_pretrained(out / "base"), new_model()
+    train(model, tokenizer, training_pairs(SKILLS, SCRATCH_SEED), BASE)
+    train(model, tokenizer, training_pairs((skill,), SCRATCH_SEED), FULL)
+    model.half().save_pretrained(out / name)
+    for file in TOKENIZER_FILES:
+        shutil.copy(out / "base" / file, out / name / file)
+
+
 def train_expert(out: Path, name: str) -> None:
     """`name` is a skill, or a skill and `-lora`. Starts from the base as shipped."""
     skill = name.removesuffix("-lora")
@@ -228,7 +241,8 @@ def main(out: Path) -> None:
     names = [*EXPERTS, *(f"{skill}-lora" for skill in LORA_EXPERTS)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         list(pool.map(train_expert, [out] * len(names), names))
-    measured = {name: scores(out, name, tasks) for name in ["base", *names]}
+    train_from_scratch(out, SCRATCH)
+    measured = {name: scores(out, name, tasks) for name in ["base", *names, SCRATCH]}
     for name, accuracy in measured.items():
         (out / name / "README.md").write_text(card(name, accuracy), encoding="utf-8")
         print(f"{name:14}", *(f"{task} {100 * share:5.1f} " for task, share in accuracy.items()))

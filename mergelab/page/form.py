@@ -8,12 +8,18 @@ import gradio as gr
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab import START, Lab
-from mergelab.method import METHODS, MergeMethod, Setting, Switch
+from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.recipe import DTYPES, Expert, Recipe
 
-ORDER = ("star", "drm_h", "drm_v", "linear", "task_arithmetic", "ties")  # others follow, by name
-KEEP = "as the base"
+# What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
+FAMILIES = {
+    "spectral": "star drm_h drm_v tsv_m iso_c iso_cts knots_ties knots_dare core_space swudi",
+    "entries": "linear task_arithmetic ties dare_linear dare_ties della della_linear breadcrumbs breadcrumbs_ties "
+    "sce consensus pcb metagpt",
+    "angles": "model_stock multislerp karcher nuslerp slerp nearswap",
+}
+KEEP, NOTHING = "as the base", "nothing"
 
 
 class Form:
@@ -24,8 +30,11 @@ class Form:
     method: gr.Dropdown
     about: gr.Markdown
     groups: dict[str, gr.Group]
-    knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox]
+    knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox | gr.Dropdown]
     suggest: gr.Button
+    then: gr.Radio
+    steps: dict[str, gr.Group]
+    seed: gr.Number
     weights: gr.Textbox
     dtype: gr.Dropdown
     embeddings: gr.Checkbox
@@ -38,8 +47,13 @@ class Form:
     @property
     def inputs(self) -> set:
         """All that a recipe is read from."""
-        plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings}
+        plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings, self.then, self.seed}
         return plain | set(self.knobs.values())
+
+    @property
+    def outputs(self) -> list:
+        """All that `filled` may change."""
+        return [*self.inputs, self.about, *self.groups.values(), *self.steps.values()]
 
     @property
     def eta(self) -> gr.Slider:
@@ -59,10 +73,15 @@ class Form:
             base=str(data[self.base]).strip(),
             experts=tuple(map(Expert, sources, weights)),
             method=method.name,
-            settings=method.checked({s.name: data[self.knobs[method.name, s.name]] for s in method.settings}),
+            settings=self._settings(method, data),
             dtype=None if data[self.dtype] == KEEP else data[self.dtype],
             decompose_embeddings=bool(data[self.embeddings]),
+            seed=max(0, int(data[self.seed] or 0)),
+            then={step: self._settings(STEPS[step], data) for step in STEPS if step == data[self.then]},
         )
+
+    def _settings(self, method: MergeMethod, data: Mapping[Any, Any]) -> dict[str, Any]:
+        return method.checked({s.name: data[self.knobs[method.name, s.name]] for s in method.settings})
 
     def filled(self, recipe: Recipe) -> dict[Any, Any]:
         """Updates that make the widgets say a recipe."""
@@ -77,14 +96,22 @@ class Form:
             self.weights: "" if set(weights) <= {"1"} else ", ".join(weights),
             self.dtype: recipe.dtype or KEEP,
             self.embeddings: recipe.decompose_embeddings,
+            self.seed: recipe.seed,
+            self.then: next(iter(recipe.then), NOTHING),
             **{self.knobs[recipe.method, name]: value for name, value in settings.items()},
+            **{self.knobs[s, name]: v for s, given in recipe.then.items() for name, v in _step(s, given).items()},
             **self.shown(recipe.method),
+            **self.shown_step(next(iter(recipe.then), NOTHING)),
         }
 
     def shown(self, method: str) -> dict[Any, Any]:
         """Updates that show one method's sentence and knobs."""
         groups = {group: gr.update(visible=name == method) for name, group in self.groups.items()}
         return groups | {self.about: _about(METHODS[method])}
+
+    def shown_step(self, step: str) -> dict[Any, Any]:
+        """Updates that show one step's knobs."""
+        return {group: gr.update(visible=name == step) for name, group in self.steps.items()}
 
 
 def draw_form(lab: Lab) -> Form:
@@ -99,7 +126,7 @@ def draw_form(lab: Lab) -> Form:
         allow_custom_value=True,
     )
     form.experts = gr.Dropdown(
-        [name for name in names if not name.endswith("/base")],
+        _fine_tuned_from(start.base),
         value=[expert.source for expert in start.experts],
         label="Experts",
         info="Fine-tuned from the base. Type a folder, a Hub id, or model+adapter, and press Enter.",
@@ -109,7 +136,7 @@ def draw_form(lab: Lab) -> Form:
     )
     form.method = gr.Dropdown(_titles(), value=start.method, label="Method", elem_id="method")
     form.about = gr.Markdown(_about(METHODS[start.method]), elem_id="about")
-    form.knobs, form.groups = {}, {}
+    form.knobs, form.groups, form.steps = {}, {}, {}
     for method in METHODS.values():
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
@@ -122,25 +149,47 @@ def draw_form(lab: Lab) -> Form:
         form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
     form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
     with gr.Accordion("More settings", open=False):
+        choices, said = [(step.title, name) for name, step in STEPS.items()], [s.summary for s in STEPS.values()]
+        form.then = gr.Radio(
+            [NOTHING, *choices], value=NOTHING, label="After the merge", info=" ".join(said), elem_id="then"
+        )
+        for step in STEPS.values():
+            with gr.Group(visible=False) as form.steps[step.name]:
+                for setting in step.settings:
+                    form.knobs[step.name, setting.name] = _knob(step, setting, start)
         form.weights = gr.Textbox("", label="Weights of the experts", placeholder="1, 1, 0.5 (empty: all 1)")
         form.dtype = gr.Dropdown([KEEP, *DTYPES], value=KEEP, label="Number format of the merged weights")
         form.embeddings = gr.Checkbox(False, label="Decompose embeddings, too", info="By default they are averaged.")
+        form.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Of what a method draws at random.")
     with gr.Accordion("Recipe as YAML", open=False) as yaml:
         form.yaml = gr.Code(
             start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True
         )
         apply = gr.Button("Apply this text to the form", size="sm")
 
+    form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
+    form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
-    filled = [*form.inputs, form.about, *form.groups.values()]
-    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, filled, **LIGHT)
+    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **LIGHT)
     return form
 
 
+def _fine_tuned_from(base: str | None) -> list[str]:
+    """The bundled experts of a bundled base's family; not those from initialisations of their own."""
+    family = (base or "").partition("/")[0]
+    names = [name for name in bundled() if name.startswith(f"{family}/") and not name.endswith("/base")]
+    return [name for name in names if not name.startswith(f"{family}/scratch-")]
+
+
 def _titles() -> list[tuple[str, str]]:
-    names = [name for name in ORDER if name in METHODS] + sorted(set(METHODS) - set(ORDER))
-    return [(METHODS[name].title, name) for name in names]
+    families = {name: family for family, names in FAMILIES.items() for name in names.split() if name in METHODS}
+    known = [(f"{METHODS[name].title} · {family}", name) for name, family in families.items()]
+    return known + [(METHODS[name].title, name) for name in sorted(METHODS.keys() - families)]
+
+
+def _step(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return step_named(name).checked(settings)
 
 
 def _about(method: MergeMethod) -> str:
@@ -148,11 +197,14 @@ def _about(method: MergeMethod) -> str:
     return method.summary + paper
 
 
-def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox:
+def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox | gr.Dropdown:
     value = start.settings.get(setting.name) if method.name == start.method else None
     label, place = _symbol(setting.name), {"elem_id": f"knob-{method.name}-{setting.name}", "interactive": True}
     if isinstance(setting.knob, Switch):
         return gr.Checkbox(setting.default if value is None else value, label=label, info=setting.knob.help, **place)
+    if isinstance(setting.knob, Choice):
+        place |= {"label": label, "info": setting.knob.help}
+        return gr.Dropdown(list(setting.knob.options), value=setting.default if value is None else value, **place)
     knob = setting.knob
     if value is None:
         value = setting.default if knob.start is None else knob.start

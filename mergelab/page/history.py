@@ -54,10 +54,11 @@ def draw_history(lab: Lab, form: Form, merged: gr.State, table: gr.Dataframe) ->
         row = getattr(event, "row_value", None) or [""]
         return next((entry.label for entry in entries if entry.sha256 == row[-1]), gr.skip())
 
-    filled = [*form.inputs, form.about, *form.groups.values()]
     added = merged.change(told(noted), [merged, visit], [visit, chosen, load], **LIGHT)
     table.select(of_row, visit, chosen, **LIGHT)
-    load.click(told(lambda label, entries: form.filled(_recipe(label, entries))), [chosen, visit], filled, **LIGHT)
+    load.click(
+        told(lambda label, entries: form.filled(_recipe(label, entries))), [chosen, visit], form.outputs, **LIGHT
+    )
     return History(visit, added)
 
 
@@ -69,7 +70,10 @@ def described_recipe(recipe: Recipe) -> str:
 def settings_in_words(recipe: Recipe) -> str:
     """A recipe's settings in one line."""
     words = {True: "on", False: "off"}
-    values = {n: words[v] if isinstance(v, bool) else f"{v:g}" for n, v in recipe.settings.items()}
+    values = {
+        name: words[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in recipe.settings.items()
+    }
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "no settings"
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 
 from mergelab import plots
 from mergelab.lab import Lab, Run, Score, Step, own_tasks, zipped
+from mergelab.lab_repair import RepairLab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.history import History, draw_history, settings_in_words
@@ -21,13 +22,19 @@ NOTHING = "Nothing is merged yet. Press **Merge** on the left."
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
 
-def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, History]:
+def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, History]:
     """Draw the tab and wire Merge. Returns the state with the key of the newest run ('' before the first), and the
     history of the visit."""
     merged, past = gr.State(""), gr.State([])
     about = gr.Markdown(NOTHING, elem_id="merged-about")
     bars = PlotlyPanel(plots.score_bars(()), label="Scores", elem_id="scores", height=320)
     gr.Markdown(LOOK, elem_classes="ml-look")
+    repaired_too = gr.Checkbox(
+        False,
+        label="Score it repaired for each task, too",
+        info="One merged body, a scale and a shift per channel for each task: see the Repair tab.",
+        elem_id="repaired-too",
+    )
     history = gr.Dataframe(
         headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
     )
@@ -50,10 +57,16 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, Histo
         for score in lab.scores(run):
             scores.append(score)
             yield {form.status: running("Merged. Scoring", Step(len(scores), total, score.task)), bars: drawn(scores)}
+        found: list[float] = []
+        for score, (expert, _) in zip(scores, own_tasks(run.recipe) if data[repaired_too] else ()):
+            yield {form.status: running("Repairing and scoring", Step(len(found), total, score.task))}
+            found.append(repair.repaired_score(run, expert.source))
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            bars: drawn(scores) if scores else plots.empty("Scores are for bundled experts; ask this merge instead."),
+            bars: drawn(scores, found)
+            if scores
+            else plots.empty("Scores are for bundled experts; ask this merge instead."),
             **told_of(run, scores, data[past]),
         }
 
@@ -61,8 +74,9 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, Histo
         lines = [_line(run, scores), *before]
         return {past: lines, history: lines}
 
-    def drawn(scores: list[Score]) -> plots.Figure:
-        return plots.score_bars([(s.task, s.base, s.expert, s.merged) for s in scores])
+    def drawn(scores: list[Score], repaired: list[float] | None = None) -> plots.Figure:
+        rows = [(s.task, s.base, s.expert, s.merged) for s in scores]
+        return plots.score_bars([(*row, score) for row, score in zip(rows, repaired)] if repaired else rows)
 
     def downloads(run: Run) -> dict[Any, Any]:
         headers, rows = run.report.table()
@@ -75,7 +89,7 @@ def draw_merge_tab(lab: Lab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, Histo
         }
 
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
-    pressed = form.merge.click(merge, form.inputs | {past}, outputs, trigger_mode="once", **HEAVY)
+    pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.then(stopped, form.status, form.status, **LIGHT)
     return merged, visit

@@ -7,6 +7,7 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab import Lab
+from mergelab.lab_repair import RepairLab, lines_in
 from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, told
@@ -26,22 +27,32 @@ EXAMPLES = [  # held-out prompts that the base gets wrong, their expert right, a
     "sort: 9930 =",
 ]
 NOT_YET = "Nothing is merged yet: press Merge."
+UNREPAIRED = "none"
+FITTING = "Fitting the repair …"
 
 
-def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
-    """Draw the tab; wire Ask and Stop."""
+def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, lines: gr.Textbox) -> None:
+    """Draw the tab; wire Ask and Stop. lines: the user's own calibration prompts, where none are bundled."""
     gr.Markdown(LOOK, elem_classes="ml-look")
     with gr.Row(elem_id="asking"):
         prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
         expert = gr.Dropdown(
             form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert"
         )
+        task = gr.Dropdown(
+            [UNREPAIRED, *form.experts.value],
+            value=UNREPAIRED,
+            label="Repaired for the task of",
+            scale=1,
+            min_width=160,
+            elem_id="repaired-for",
+        )
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
         stop = gr.Button("Stop", min_width=100, elem_id="stop-asking")
     gr.Examples(EXAMPLES, prompt, label="Held-out prompts of the bundled tasks")
     with gr.Row(elem_id="answers"):
-        of_base, of_expert, of_merged = (
+        of_base, of_expert, of_merged, of_repaired = (
             gr.Textbox(
                 label=label,
                 lines=4,
@@ -50,13 +61,13 @@ def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
                 elem_id=f"answer-{label.lower()}",
                 buttons=["copy"],
             )
-            for label in ("Base", "Expert", "Merged")
+            for label in ("Base", "Expert", "Merged", "Repaired")
         )
     which = gr.Markdown(NOT_YET, elem_id="which")
     with gr.Accordion("More settings", open=False):
         tokens = gr.Slider(1, 512, value=48, step=1, label="Longest answer, in tokens")
         heat = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token.")
-        seed = gr.Number(0, label="Seed", precision=0, info="The same for all three models.")
+        seed = gr.Number(0, label="Seed", precision=0, info="The same for all models.")
 
     def answers(data: dict) -> Iterator[dict]:
         if not (data[prompt] or "").strip():
@@ -66,20 +77,34 @@ def draw_prompt_tab(lab: Lab, form: Form, merged: gr.State) -> None:
         columns = {of_base: lab.model_folder(base, base), of_expert: lab.model_folder(data[expert], base)}
         columns |= {of_merged: run.folder} if run else {}
         settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
-        yield {of_base: "", of_expert: "", of_merged: "" if run else NOT_YET}
+        yield {of_base: "", of_expert: "", of_merged: "" if run else NOT_YET, of_repaired: ""}
         for texts in lab.answers(list(columns.values()), data[prompt], **settings):
             yield dict(zip(columns, texts))
+        if run and data[task] != UNREPAIRED:
+            yield {of_repaired: FITTING}
+            patch = repair.patch(run, data[task], lines_in(data[lines]))
+            for text in repair.repaired_answer(run, patch, data[prompt], **settings):
+                yield {of_repaired: text}
 
     def about(key: str) -> str:
         return f"Merged: {described(lab.run_named(key))}" if key else NOT_YET
 
-    def choices(experts: list[str], chosen: str) -> Any:
-        return gr.update(choices=experts, value=chosen if chosen in experts else next(iter(experts), None))
+    def choices(experts: list[str], chosen: str, repaired: str) -> tuple[Any, Any]:
+        tasks = [UNREPAIRED, *experts]
+        return (
+            gr.update(choices=experts, value=chosen if chosen in experts else next(iter(experts), None)),
+            gr.update(choices=tasks, value=repaired if repaired in tasks else UNREPAIRED),
+        )
 
-    given = {prompt, expert, merged, form.base, tokens, heat, seed}
+    given = {prompt, expert, task, merged, lines, form.base, tokens, heat, seed}
     asked = gr.on(
-        [ask.click, prompt.submit], told(answers), given, [of_base, of_expert, of_merged], trigger_mode="once", **HEAVY
+        [ask.click, prompt.submit],
+        told(answers),
+        given,
+        [of_base, of_expert, of_merged, of_repaired],
+        trigger_mode="once",
+        **HEAVY,
     )
     stop.click(None, None, None, cancels=[asked], **PRIVATE)
     merged.change(told(about), merged, which, **LIGHT)
-    form.experts.change(choices, [form.experts, expert], expert, **LIGHT)
+    form.experts.change(choices, [form.experts, expert, task], [expert, task], **LIGHT)

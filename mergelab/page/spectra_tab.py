@@ -132,7 +132,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
 
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input]
+    changes = [form.method.input, form.experts.input, form.base.input, form.then.input]
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()

@@ -123,7 +123,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         said = f"Suggested from the spectra alone: η = {eta}, where the merge is about as large as one expert's change."
         yield {form.eta: eta, form.status: saying(said, "good")}
 
-    filled = [*form.inputs, form.about, *form.groups.values(), form.status]
+    filled = [*form.outputs, form.status]
     outputs = [form.status, recipes, curves, said, spot, use, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
     pressed = go.click(sweep, given, outputs, trigger_mode="once", **HEAVY)

@@ -1,0 +1,104 @@
+"""What the Repair tab says: what to look for in each picture, and what a run shows, with its own numbers."""
+
+from mergelab import repair_plots as plots
+from mergelab.outcome import Outcome
+from mergelab.report import RepairReport
+from mergelab.stories import STORIES
+
+LOOK_VARIANCE = (
+    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and what "
+    "one layer loses the next cannot give back. Look how far the dotted line falls from left to right, how much of "
+    "that alignment saves (dashed), and that repair ends on 0 (solid): the expert's own variance."
+)
+LOOK_SCORES = (
+    "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against merged, then at "
+    "the pale bars: they say how much the same repair does without alignment, or for a network that is not the merge."
+)
+LOOK_MATCHING = (
+    "**Align.** Channel 7 of one network is not channel 7 of another; matching finds the order in which they agree. "
+    "**Left:** what the matching makes large. **Right:** how two experts' channels correlate before and after. Look "
+    "for the hump that moves to the right: only what correlates survives an average."
+)
+LOOK_SITES = (
+    "**Where.** A column is a site, the first layer on the left; a row is a task. Red has lost variance, blue has too "
+    "much. **Click a column** to open that site on the right."
+)
+LOOK_CHANNELS = (
+    "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "
+    "ones are the same channels after repair. A repair puts them on the line."
+)
+ALIGN = "A permutation changes no network, only the order of its neurons."
+TARGET = "A scale and a shift per channel, fitted in one pass."
+SAMPLES = "For calibration, a task. Bundled: 64 prompts, 256 pictures."
+SITES = "A preset, or names of modules with |in or |out, commas between."
+HEADS = "A classifier keeps each expert's own last layer."
+WITHOUT = "Score also the merge without the task's expert."
+LINES = "Each expert answers them itself, and is measured while it does: prompts alone would hurt."
+OPENING = "An example that was made in advance. Press Run to make it here, or choose another one."
+HOME = (
+    "Folded: one ordinary checkpoint per task, with the repair in its weights; transformers needs nothing else. "
+    "Sidecars: the merge itself, and a small file per task that mergelab lays over it."
+)
+
+
+def about(story: str) -> str:
+    """What a story merges, for the line under its name."""
+    recipe = STORIES[story][0]
+    if recipe is None:
+        return "The base, experts and method of the form."
+    return f"{recipe.method} of {', '.join(expert.source for expert in recipe.experts)}"
+
+
+def name_of_merge(outcome: Outcome) -> str:
+    """What the merge that is repaired is called: aligned, if its experts were."""
+    return plots.MERGED if outcome.matching.kind == "none" else plots.ALIGNED
+
+
+def verdict(outcome: Outcome) -> str:
+    """What the run shows, in sentences with its own numbers."""
+    lines = []
+    for report in outcome.reports:
+        steps = [
+            (plots.PLAIN, plots.PLAIN),
+            ("merged", name_of_merge(outcome)),
+            ("repaired", "repaired"),
+            ("expert", "its expert"),
+        ]
+        told = [f"{name} {report.scores[kind]:.0%}" for kind, name in steps if kind in report.scores]
+        before, after = report.ratios
+        told.append(f"variance ratio {before:.2f} → {after:.2f}")
+        held = [f"{count} channels {what}" for what, count in _counts(report).items() if count]
+        lines.append(f"- **{report.task}**: {', '.join([*told, *held])}. {_exactness(report)}")
+    lines += [f"- {note}" for note in dict.fromkeys(note for report in outcome.reports for note in report.notes)]
+    lines += [_honest(outcome), _tested(outcome)]
+    return "\n".join(line for line in lines if line)
+
+
+def _counts(report: RepairReport) -> dict[str, int]:
+    return {"dead": report.dead, "clamped": report.clamped, "skipped": report.skipped}
+
+
+def _exactness(report: RepairReport) -> str:
+    if report.difference is None:
+        return ""
+    left = f" Without a place in the weights: {', '.join(report.unfolded)}." if report.unfolded else ""
+    return f"As weights: |hooked − folded| ≤ {report.difference:.1g}.{left}"
+
+
+def _honest(outcome: Outcome) -> str:
+    told, base = [], outcome.trial["recipe"]["base_model"]
+    for kind, sentence in (
+        ("base, repaired", f"{base} alone with the same repair"),
+        (f"{plots.PLAIN}, repaired", "repair without alignment"),
+        ("without the expert, repaired", "the merge without the task's expert, repaired"),
+    ):
+        shares = [f"{r.scores[kind]:.0%} ({r.task})" for r in outcome.reports if kind in r.scores]
+        told += [f"{sentence} {', '.join(shares)}"] if shares else []
+    return f"- **To be fair**: a repair carries knowledge of the task by itself: {'; '.join(told)}." if told else ""
+
+
+def _tested(outcome: Outcome) -> str:
+    error = outcome.matching.error
+    return "" if error is None else (
+        f"- Self-test before matching: a random reordering of neurons changed the outputs by {error:.1g} of their size."
+    )  # fmt: skip
