@@ -19,7 +19,7 @@ window.mergelab = (() => {
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
-    panel.host.style.height = narrow && pair ? '620px' : panel.height
+    panel.host.style.height = narrow && pair ? `${layout.meta.tall || 620}px` : panel.height
     if (!narrow || layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
@@ -64,7 +64,8 @@ window.mergelab = (() => {
       const own = (follow.held || []).filter(value => value !== null).length
       say(`At η = ${Math.round(eta)} %, STAR keeps ${least} to ${most} directions of each matrix, ` +
         `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
-        (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : ''))
+        (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
+        (follow.suggested ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },
     cuts(panel, follow, rank) {
       const line = css('--body-text-color'), shapes = []

@@ -26,6 +26,7 @@ from mergelab.repair import MODES, PRESETS, How
 from mergelab.repairs import Order, Wanted, repair_table, repairs
 from mergelab.report import Fact, Report
 from mergelab.sources import folder_of
+from mergelab.sweep_command import add_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("repo", metavar="OWNER/NAME")
     verb.add_argument("--private", action="store_true", help="if the repository is made anew")
     verb.set_defaults(verb=_push)
+
+    add_sweep(verbs)
+
     verb = verbs.add_parser(
         "align", help="write a model in another one's coordinates: its neurons in the matching order"
     )

@@ -4,42 +4,44 @@ Long verbs are generators: they yield as they go, return their result, and closi
 """
 
 import csv
+import hashlib
 import shutil
 import tempfile
 import threading
 import weakref
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mergelab.assets import ASSETS, bundled
 from mergelab.check import Check, check
+from mergelab.checkpoint import Checkpoint
+from mergelab.compare import Comparison, compared
 from mergelab.devices import device_named
 from mergelab.errors import MergeError
 from mergelab.merge import inspect, merge
 from mergelab.model import Running, answer, running
 from mergelab.plan import plan
 from mergelab.push import push
+from mergelab.questions import Questions
 from mergelab.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
+from mergelab.scoreboard import Board, scoreboard
+from mergelab.scoring import TaskScore, scored
 from mergelab.sources import folder_of
+from mergelab.step import Step
+from mergelab.sweep import sweep
+from mergelab.sweep_report import SweepReport
+from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 Made = TypeVar("Made")
 START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
 SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
-
-
-@dataclass(frozen=True)
-class Step:
-    """How far a job is: `done` of `total`, and the name of what was done last."""
-
-    done: int
-    total: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Lab:
         self.runs: Kept[Run] = Kept(12, gone=lambda run: shutil.rmtree(run.folder.parent, ignore_errors=True))
         self._models: Kept[Running] = Kept(4)
         self._scores: dict[tuple[str, str], float] = {}
+        self._task_scores: Kept[TaskScore] = Kept(512)
+        self.comparisons: Kept[Comparison] = Kept(8)
 
     def check(self, recipe: Recipe) -> Check:
         """What can be said of a recipe without reading weights; never a MergeError."""
@@ -166,6 +170,72 @@ class Lab:
             own = self.model_folder(expert.source, run.recipe.base)
             yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
 
+    def sweep(
+        self, recipe: Recipe, knob: str, values: Sequence[float], asked: Sequence[Questions] | None = None
+    ) -> Generator[Step, None, SweepReport]:
+        """One knob over a range, each point scored in memory.
+
+        asked: None for the tasks of the bundled experts, an empty list for geometry alone.
+        """
+
+        def scorer(run: Running, spot: Recipe) -> Generator[str, None, tuple[TaskScore, ...]]:
+            return (yield from scored(run, own_questions(spot) if asked is None else asked))
+
+        wanted = own_questions(recipe) if asked is None else asked
+        return (yield from sweep(plan(recipe), knob, values, scorer if wanted else None, self._device()))
+
+    def scoreboard(
+        self,
+        recipe: Recipe,
+        merges: Mapping[str, Path | Running],
+        asked: Sequence[Questions] | None = None,
+        everyone: bool = False,
+    ) -> Generator[Step, None, Board]:
+        """Score base, experts, and whatever else can run: a name with its folder, or with the model itself.
+
+        asked: None for the tasks of the bundled experts, where each expert has to pass its own alone, unless
+        `everyone` is to do all. A Step's `made` is the Board so far.
+        """
+        questions = own_questions(recipe) if asked is None else list(asked)
+        if not questions:
+            raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
+        experts = {name: expert.source for name, expert in zip(recipe.names, recipe.experts)}
+        models = {"base": recipe.base, **experts, **merges}
+        own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
+        free = everyone or asked is not None
+        work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
+        keys = {(m, q): (str(models[m]), recipe.base, q) for m, q in work if not isinstance(models[m], Running)}
+        known = {pair: self._task_scores[key] for pair, key in keys.items() if key in self._task_scores}
+        board = yield from scoreboard(
+            {name: partial(self._made_to_run, model, recipe.base) for name, model in models.items()},
+            tuple(experts),
+            work,
+            known,
+        )
+        for (model, wanted), key in keys.items():
+            self._task_scores.keep(key, board.scores[model, wanted.task])
+        return board
+
+    def _made_to_run(self, model: str | Path | Running, base: str) -> Running:
+        if isinstance(model, Running):
+            return model
+        return self._running(self.model_folder(model, base) if isinstance(model, str) else model)
+
+    def compare(self, one: Run, other: Run) -> Generator[Step, None, Comparison]:
+        """The files of two merges of one base, tensor by tensor; kept under both their folders."""
+        key = comparison_key(one, other)
+        if key not in self.comparisons:
+            if folder_of(one.recipe.base).resolve() != folder_of(other.recipe.base).resolve():
+                raise MergeError(
+                    f"'{one.recipe.base}' is the base of one and '{other.recipe.base}' that of the other. "
+                    "Only merges of one base can be compared."
+                )
+            base = Checkpoint(folder_of(one.recipe.base), one.recipe.base)
+            pair = (Checkpoint(run.folder, run.folder.name) for run in (one, other))
+            names, wanted = ([layer.name for layer in some] for some in (one.report.layers, one.report.decomposed))
+            self.comparisons.keep(key, (yield from compared(base, *pair, names, wanted)))
+        return self.comparisons[key]
+
     def _score(self, folder: Path, task: Task) -> float:
         key = str(folder), task.name
         if key not in self._scores:
@@ -185,6 +255,17 @@ def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
     family = recipe.base.partition("/")[0]
     mine = [expert for expert in recipe.experts if recipe.base in bundled() and expert.source.startswith(f"{family}/")]
     return [(expert, task) for expert in mine if (task := own_task(expert.source))]
+
+
+def comparison_key(one: Run, other: Run) -> str:
+    """What a comparison of two runs is kept under."""
+    return f"{one.folder}|{other.folder}"
+
+
+def own_questions(recipe: Recipe) -> list[Questions]:
+    """The held-out prompts of a recipe's bundled experts, task by task; nothing for other experts."""
+    found = {task.name: Questions(task.name, task.test) for _, task in own_tasks(recipe)}
+    return list(found.values())
 
 
 def zipped(folder: Path) -> Path:
@@ -216,6 +297,15 @@ def start_analysis(lab: Lab) -> Report:
     report = Report.from_json(SHIPPED.read_text(encoding="utf-8"))
     lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
     return report
+
+
+def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as a CSV file to download; its path."""
+    text = csv_text(headers, rows)
+    path = lab.folder / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
 
 
 def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:

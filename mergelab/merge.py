@@ -101,7 +101,7 @@ class _Job:
         measures = Measures(self.plan.recipe.names)
         for rows in [None] if self.diagnose else parts(self.plan, name):
             layer = self.kept.layer(self.plan.layer(name, self.device, rows))
-            merged = _merged(self.plan, layer)
+            merged = merged_layer(self.plan, layer)
             measures.add(layer, merged)
             if self.weights:
                 self._put(layer, merged, rows.start if rows else 0)
@@ -123,7 +123,8 @@ class _Job:
             self.weights.put(layer.name, layer.base[some] + merged.delta[some], first + start)
 
 
-def _merged(plan: Plan, layer: Layer) -> Merged:
+def merged_layer(plan: Plan, layer: Layer) -> Merged:
+    """What the plan makes of one layer; MergeError if it fits neither into memory nor into numbers."""
     if all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
         return still
     try:

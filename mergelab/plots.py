@@ -2,7 +2,7 @@
 
 One function per picture. Colours of text and grid are left to the page's theme. assets/panel.js reads `layout.meta`:
 `eta` is what a figure needs to follow η in the browser; `pair` marks two plots that stand one above the other on a
-phone; `says` is the sentence over the heatmap; every figure has `alt`.
+phone, `tall` their height there; `says` is the sentence over the heatmap; every figure has `alt`.
 """
 
 import base64
@@ -117,10 +117,10 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     curves = [np.array(values, dtype=float) for values in layer.curves.get("singular_values", ())]
     traces: list[dict] = []
     for name, colour, values in zip(report.experts, _colours(len(curves)), curves):
-        traces += _pair(name, values, {"color": colour, "width": 2})
+        traces += paired_curves(name, values, {"color": colour, "width": 2})
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
-    traces += _pair("merged, as analysed", merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
-    layout = _two_plots(
+    traces += paired_curves("merged, as analysed", merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
+    layout = two_plots(
         ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
@@ -144,7 +144,7 @@ def joint_space(report: Report, module: str) -> Figure:
     joint = np.array(layer.curves.get("joint_singular_values", ()), dtype=float)
     if not len(joint):
         return empty("This method has no joint space. Choose DRM-H or DRM-V, then press Analyse.")
-    traces = _pair("joint", joint, {"color": MERGED_COLOUR, "width": 2})[:1]
+    traces = paired_curves("joint", joint, {"color": MERGED_COLOUR, "width": 2})[:1]
     for name, colour, share in zip(report.experts, _colours(len(report.experts)), layer.curves["ownership"]):
         at = _points(len(share))
         hover = f"direction %{{x}}: {name} has %{{y:.0%}}<extra></extra>"
@@ -153,7 +153,7 @@ def joint_space(report: Report, module: str) -> Figure:
         traces.append(
             area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover}
         )
-    layout = _two_plots(
+    layout = two_plots(
         ("joint singular value", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the direction", {"tickformat": ".0%", "range": [0, 1.02]}),
     )
@@ -221,7 +221,7 @@ def short_name(module: str) -> str:
     return f"{number} {last}".strip()
 
 
-def _pair(name: str, values: np.ndarray, line: dict) -> list[dict]:
+def paired_curves(name: str, values: np.ndarray, line: dict) -> list[dict]:
     """A spectrum and its running sum, as two traces that share one legend entry."""
     at = _points(len(values))
     index = (at + 1).tolist()
@@ -236,8 +236,9 @@ def _pair(name: str, values: np.ndarray, line: dict) -> list[dict]:
     ]
 
 
-def _two_plots(left: tuple[str, dict], right: tuple[str, dict]) -> dict:
-    x = {"title": {"text": "direction, strongest first", "standoff": 4}, "automargin": True, "zeroline": False}
+def two_plots(left: tuple[str, dict], right: tuple[str, dict], x_title: str = "direction, strongest first") -> dict:
+    """The layout of two plots side by side. left, right: the title of a y axis, and what else it is."""
+    x = {"title": {"text": x_title, "standoff": 4}, "automargin": True, "zeroline": False}
     y = {"automargin": True, "zeroline": False}
     return {
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},

@@ -43,6 +43,7 @@ FACTS = {
     "subspace overlap": "the mean share of an expert's change that lies in the leading directions of another one's",
     "change": "the size of the expert's change, relative to the base's weights (Frobenius norms)",
     "merged change": "the size of the merged change, relative to the base's weights (Frobenius norms)",
+    "cosine to the average": "the cosine between the merged change and the average of the experts' changes",
     "cosine of deltas": "the mean cosine between two experts' changes: 0 for unrelated ones, 1 for equal ones",
 }
 

@@ -16,18 +16,34 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page check export push repairs repair merge devices plan realign align sources recipe mergekit_yaml "
-    "report errors",
-    "page": "lab_repair stories outcome lab repair_plots plots method assets recipe mergekit_yaml report varying "
-    "errors",
+    "__main__": "page sweep_command check export push repairs repair merge devices plan realign align sources recipe "
+    "mergekit_yaml report errors",
+    "page": "lab_repair stories outcome lab plots_scores plots_compare repair_plots plots suggest sweep_report "
+    "scoreboard questions knobs compare table step method assets recipe mergekit_yaml report varying errors",
     "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe errors",
-    "lab": "check push merge devices plan model tasks sources assets recipe report errors",
+    "sweep_command": "lab questions knobs sweep_report table step recipe",
+    "lab": "check push compare scoreboard sweep sweep_report scoring checkpoint questions step table merge devices "
+    "plan model tasks sources assets recipe report errors",
     "repairs": "repair merge devices output plan model tasks sources recipe report errors",
     "experiment": "outcome repair model tasks maths report errors",
     "stories": "assets recipe",
     "outcome": "repair recipe report",
+    "plots_scores": "plots scoreboard scoring sweep_report knobs",
+    "plots_compare": "plots compare",
     "repair_plots": "plots maths report",
     "plots": "report varying",
+    "suggest": "maths report",
+    "compare": "checkpoint maths step errors",
+    "scoreboard": "scoring questions model step",
+    "sweep": "resident sweep_report scoring knobs merge store plan checkpoint methods method maths model step "
+    "recipe errors",
+    "resident": "model errors",
+    "sweep_report": "scoring knobs method recipe",
+    "scoring": "model questions errors",
+    "questions": "errors",
+    "knobs": "method errors",
+    "table": "errors",
+    "step": "",
     "__init__": "merge devices plan method recipe report errors",
     "check": "estimate provenance headers plan method recipe sources vocabulary checkpoint errors",
     "estimate": "plan adapter checkpoint method errors",

@@ -12,12 +12,15 @@ from mergelab.assets import ASSETS
 from mergelab.lab import Lab
 from mergelab.lab_repair import RepairLab
 from mergelab.page import endpoints
+from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
 from mergelab.page.repair_tab import draw_repair_tab
+from mergelab.page.scores_tab import draw_scores_tab
 from mergelab.page.spectra_tab import draw_spectra_tab
+from mergelab.page.sweep_tab import draw_sweep_tab
 
 TITLE = "mergelab"
 LINE = "Pick experts fine-tuned from one base, see what a merge keeps of each, make it, and ask it something."
@@ -37,7 +40,13 @@ def build(lab: Lab) -> gr.Blocks:
                 with gr.Tab("Spectra", id="spectra"):
                     draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
-                    merged = draw_merge_tab(lab, repair, form, tabs)
+                    merged, history = draw_merge_tab(lab, repair, form, tabs)
+                with gr.Tab("Scores", id="scores-tab"):
+                    asked = draw_scores_tab(lab, form, merged)
+                with gr.Tab("Sweep", id="sweep-tab"):
+                    draw_sweep_tab(lab, form, asked)
+                with gr.Tab("Compare", id="compare-tab"):
+                    draw_compare_tab(lab, form, history, asked)
                 with gr.Tab("Repair", id="repair"):
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):

@@ -36,6 +36,7 @@ class Form:
     about: gr.Markdown
     groups: dict[str, gr.Group]
     knobs: dict[tuple[str, str], gr.Slider | gr.Checkbox | gr.Dropdown]
+    suggest: gr.Button
     then: gr.Radio
     steps: dict[str, gr.Group]
     seed: gr.Number
@@ -56,6 +57,11 @@ class Form:
         plain = {self.base, self.experts, self.method, self.weights, self.dtype, self.embeddings, self.then, self.seed}
         plain |= {self.overrides, self.rest}
         return plain | set(self.knobs.values())
+
+    @property
+    def outputs(self) -> list:
+        """All that `filled` may change."""
+        return [*self.inputs, self.about, *self.groups.values(), *self.steps.values()]
 
     @property
     def eta(self) -> gr.Slider:
@@ -152,6 +158,8 @@ def draw_form(lab: Lab) -> Form:
         with gr.Group(visible=method.name == start.method) as form.groups[method.name]:
             for setting in method.settings:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
+            if method.name == "star":
+                form.suggest = gr.Button("Suggest η from the spectra", size="sm", elem_id="suggest")
     form.overrides = gr.Dropdown(
         [],
         value=[],
@@ -203,8 +211,7 @@ def draw_form(lab: Lab) -> Form:
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
     yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
-    filled = [*form.inputs, form.about, *form.groups.values(), *form.steps.values()]
-    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, filled, **LIGHT)
+    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **LIGHT)
     return form
 
 

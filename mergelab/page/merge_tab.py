@@ -10,10 +10,10 @@ from mergelab.lab import Lab, Run, Score, Step, own_tasks, zipped
 from mergelab.lab_repair import RepairLab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
+from mergelab.page.history import History, draw_history, settings_in_words
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
-from mergelab.varying import shown
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
@@ -23,8 +23,9 @@ NOTHING = "Nothing is merged yet. Press **Merge** on the left."
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
 
-def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> gr.State:
-    """Draw the tab and wire Merge. Returns the state that holds the key of the newest run ('' before the first)."""
+def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tuple[gr.State, History]:
+    """Draw the tab and wire Merge. Returns the state with the key of the newest run ('' before the first), and the
+    history of the visit."""
     merged, past = gr.State(""), gr.State([])
     about = gr.Markdown(NOTHING, elem_id="merged-about")
     bars = PlotlyPanel(plots.score_bars(()), label="Scores", elem_id="scores", height=320)
@@ -38,6 +39,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> gr
     history = gr.Dataframe(
         headers=HISTORY, value=[], label="Merges of this visit, newest first", interactive=False, elem_id="history"
     )
+    visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     draw_push(lab, merged, form.status)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
@@ -92,13 +94,13 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> gr
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.then(stopped, form.status, form.status, **LIGHT)
-    return merged
+    return merged, visit
 
 
 def described(run: Run) -> str:
     """A run in one line: method, settings, experts, the hash of its weights."""
     title = METHODS[run.recipe.method].title
-    return f"{title} ({_settings(run)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
+    return f"{title} ({settings_in_words(run.recipe)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
 
 
 def _about(run: Run) -> str:
@@ -115,8 +117,10 @@ def _about(run: Run) -> str:
 
 def _line(run: Run, scores: list[Score]) -> list[Any]:
     mean = f"{sum(score.merged for score in scores) / len(scores):.1%}" if scores else "–"
-    return [METHODS[run.recipe.method].title, _settings(run), ", ".join(run.recipe.names), mean, run.sha256[:12]]
-
-
-def _settings(run: Run) -> str:
-    return ", ".join(f"{name} {shown(value)}" for name, value in run.recipe.settings.items()) or "no settings"
+    return [
+        METHODS[run.recipe.method].title,
+        settings_in_words(run.recipe),
+        ", ".join(run.recipe.names),
+        mean,
+        run.sha256[:12],
+    ]

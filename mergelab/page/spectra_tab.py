@@ -15,6 +15,7 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.recipe import Recipe
 from mergelab.report import Report
+from mergelab.suggest import suggested_eta
 from mergelab.varying import elsewhere
 
 LOOK_HEAT = (
@@ -65,7 +66,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
             elem_id="module",
         )
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
-    heat = PlotlyPanel(plots.fact_heatmap(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
+    heat = PlotlyPanel(_heat(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
     gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
     draw_overrides(form, modules)
     lines = PlotlyPanel(plots.spectra(start, first, eta), label="Spectra", elem_id="lines", height=360)
@@ -110,7 +111,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
             shown: Recipe.from_dict(report.recipe).hash,
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
-            heat: plots.fact_heatmap(report, fact, _eta(report) or 40.0),
+            heat: _heat(report, fact, _eta(report) or 40.0),
             **module_figures(report, module or ""),
             table: _table(report),
             as_csv: csv,
@@ -129,7 +130,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     heat.select(told(clicked), shown, modules, **LIGHT)
     show_module = told(lambda key, name: module_figures(_report(lab, key), name or ""))
     modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **LIGHT)
-    show_fact = told(lambda key, fact, eta: plots.fact_heatmap(_report(lab, key), fact, eta))
+    show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
     facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
 
     given = form.inputs | {facts, modules}
@@ -144,6 +145,14 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
+
+
+def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
+    """The heatmap, with the η that the spectra suggest where it follows η."""
+    figure = plots.fact_heatmap(report, fact, eta)
+    if follow := figure["layout"]["meta"].get("eta"):
+        follow["suggested"] = suggested_eta(report)
+    return figure
 
 
 def _report(lab: Lab, key: str) -> Report:

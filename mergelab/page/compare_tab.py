@@ -1,0 +1,176 @@
+"""Two merges side by side: where they differ, their spectra, their scores, and their answers to one prompt."""
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from mergelab import plots, plots_compare, plots_scores
+from mergelab.compare import Comparison
+from mergelab.errors import MergeError
+from mergelab.lab import Lab, Run, comparison_key, own_questions, saved_table
+from mergelab.page.form import Form
+from mergelab.page.history import History, Past, described_recipe
+from mergelab.page.panel import PlotlyPanel
+from mergelab.page.scores_tab import Asked
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.recipe import Recipe
+from mergelab.step import Step
+from mergelab.table import cell
+
+FORM = "the recipe in the form"
+LOOK_MAP = (
+    "A column is a layer, a row a kind of matrix. Look for bright cells: there the two recipes disagree most. "
+    "**Click a cell** to see both spectra of that matrix."
+)
+LOOK_SPECTRA = (
+    "Look where the lines part: a merge that truncates ends early, one that rescales lies higher on the left."
+)
+LOOK_BARS = (
+    "Look for tasks where A and B swap places; where their intervals overlap by much, the difference may be luck."
+)
+EMPTY = "Nothing is compared yet. Choose two recipes, and press Compare."
+
+
+def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> None:
+    """Draw the tab; wire Compare, Ask, Stop, and what chooses a tensor."""
+    visit, keys = history.visit, gr.State([])  # keys: of the two runs that are compared
+    with gr.Row():
+        ours = gr.Dropdown([FORM], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
+        other = gr.Dropdown([FORM], value=FORM, label="B", scale=2, min_width=220, elem_id="compare-b")
+    with gr.Row():
+        go = gr.Button("Compare", variant="primary", min_width=100, elem_id="compare")
+        stop = gr.Button("Stop", min_width=100, elem_id="stop-compare")
+    about = gr.Markdown("A recipe that is not merged yet is merged first.", elem_id="compared")
+    with gr.Column(visible=False) as parts:
+        with gr.Row():
+            measure = gr.Radio(
+                list(plots_compare.MEASURES), value="distance", label="Show", elem_id="measure", min_width=160
+            )
+            tensor = gr.Dropdown([], label="Matrix", elem_id="compare-module", min_width=220)
+        heat = PlotlyPanel(plots.empty(EMPTY), label="Difference", elem_id="difference", height=250)
+        gr.Markdown(LOOK_MAP, elem_classes="ml-look")
+        lines = PlotlyPanel(plots.empty(""), label="Both spectra", elem_id="both-spectra", height=340)
+        gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
+        bars = PlotlyPanel(
+            plots.empty("Both scores appear here."), label="Both scores", elem_id="both-scores", height=340
+        )
+        gr.Markdown(LOOK_BARS, elem_classes="ml-look")
+        with gr.Accordion("All numbers", open=False):
+            table = gr.Dataframe(label="A row per tensor", interactive=False, max_height=420, elem_id="compare-table")
+            with gr.Row():
+                download = gr.DownloadButton(
+                    "The differences (CSV)", size="sm", interactive=False, elem_id="compare-csv"
+                )
+                scores = gr.DownloadButton("The scores (CSV)", size="sm")
+        with gr.Row():
+            prompt = gr.Textbox("french: 7394 =", label="Ask both", scale=4, min_width=220, elem_id="ask-both-prompt")
+            ask = gr.Button("Ask both", min_width=100, scale=1, elem_id="ask-both")
+        with gr.Row():
+            answers = [
+                gr.Textbox(label=label, lines=3, interactive=False, min_width=200, elem_id=f"both-{label.lower()}")
+                for label in "AB"
+            ]
+
+    @job(form.status, "Comparing")
+    def compare(data: dict) -> Iterator[Step | dict]:
+        runs = []
+        for label in (data[ours], data[other]):
+            runs.append((yield from run_of(label, data)))
+        if runs[0].folder == runs[1].folder or runs[0].recipe == runs[1].recipe:
+            raise MergeError("A and B are the same recipe. Merge two, and choose one for each side.")
+        comparison = yield from lab.compare(*runs)
+        names = [run.folder.parent.name for run in runs]
+        yield {keys: names, about: _about(runs), parts: gr.update(visible=True)}
+        yield pictures(comparison, data[measure])
+        questions, both = asked.questions(data), _together(*(run.recipe for run in runs))
+        if questions is not None or own_questions(both):
+            board = None
+            for step in lab.scoreboard(both, {"A": runs[0].folder, "B": runs[1].folder}, questions):
+                yield step
+                if step.made:
+                    board = step.made
+                    yield {bars: plots_scores.board_bars(board)}
+            path = saved_table(lab, "compared-scores", *board.table())
+            yield {scores: gr.DownloadButton(value=path, interactive=True)}
+        whole = comparison.whole
+        said = f"Over all tensors, B's change is {whole.distance:.2f} from A's, cosine {whole.cosine:.3f}."
+        yield {form.status: saying(said, "good")}
+
+    def run_of(label: str | None, data: dict) -> Generator[Step, None, Run]:
+        """The run that a side names: of this visit while it is kept, else made anew."""
+        past: Past | None = next((entry for entry in data[visit] if entry.label == label), None)
+        if past and past.key in lab.runs:
+            return lab.runs[past.key]
+        recipe = Recipe.from_yaml(past.recipe) if past else form.recipe(data)
+        same = [run for run in lab.runs.values() if run.recipe == recipe]
+        return same[-1] if same else (yield from lab.merge(recipe))
+
+    def pictures(comparison: Comparison, show: str) -> dict[Any, Any]:
+        headers, rows = comparison.table()
+        names = list(comparison.spectra)
+        first = max(names, key=lambda name: _distance(comparison, name), default=None)
+        return {
+            heat: plots_compare.difference_map(comparison, show),
+            tensor: gr.update(choices=names, value=first),
+            lines: plots_compare.two_spectra(comparison, first or ""),
+            bars: plots.empty("Scoring …"),
+            table: {"headers": headers, "data": [list(map(cell, row)) for row in rows]},
+            download: gr.DownloadButton(value=saved_table(lab, "differences", headers, rows), interactive=True),
+        }
+
+    def ask_both(text: str, names: list[str]) -> Iterator[list[str]]:
+        if not names:
+            raise MergeError("Compare two recipes first; then both can be asked.")
+        folders = [lab.run_named(name).folder for name in names]
+        yield ["", ""]
+        yield from lab.answers(folders, text or "")
+
+    def kept(names: list[str]) -> Comparison:
+        runs = [lab.run_named(name) for name in names]
+        if len(runs) != 2 or comparison_key(*runs) not in lab.comparisons:
+            raise MergeError("That comparison is not kept any more. Press Compare again.")
+        return lab.comparisons[comparison_key(*runs)]
+
+    def clicked(names: list[str], event: gr.EventData) -> Any:
+        name = str(getattr(event, "name", ""))
+        return name if names and name in kept(names).spectra else gr.skip()
+
+    def listed(entries: list[Past], left: str, right: str) -> list[Any]:
+        choices = [FORM, *(entry.label for entry in entries)]
+        newest = choices[1] if len(choices) > 1 else FORM
+        return [
+            gr.update(choices=choices, value=left if left in choices else FORM),
+            gr.update(choices=choices, value=right if right in choices and right != FORM else newest),
+        ]
+
+    given = form.inputs | asked.inputs | {ours, other, visit, measure}
+    outputs = [form.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
+    pressed = go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
+    questioned = gr.on(
+        [ask.click, prompt.submit], told(ask_both), [prompt, keys], answers, trigger_mode="once", **HEAVY
+    )
+    for button in (stop, form.stop):
+        button.click(None, None, None, cancels=[pressed, questioned], **PRIVATE)
+    pressed.then(stopped, form.status, form.status, **LIGHT)
+    history.noted.then(listed, [visit, ours, other], [ours, other], **LIGHT)
+    heat.select(told(clicked), keys, tensor, **LIGHT)
+    show = told(lambda names, name: plots_compare.two_spectra(kept(names), name or "") if names else gr.skip())
+    tensor.change(show, [keys, tensor], lines, trigger_mode="always_last", **LIGHT)
+    redraw = told(lambda names, how: plots_compare.difference_map(kept(names), how) if names else gr.skip())
+    measure.input(redraw, [keys, measure], heat, **LIGHT)
+
+
+def _distance(comparison: Comparison, name: str) -> float:
+    return next(layer.distance for layer in comparison.layers if layer.name == name)
+
+
+def _about(runs: list[Run]) -> str:
+    return "\n\n".join(f"**{label}**: {described_recipe(run.recipe)}" for label, run in zip("AB", runs))
+
+
+def _together(one: Recipe, other: Recipe) -> Recipe:
+    """A recipe with the experts of both, so that both are scored on all their tasks."""
+    sources = {expert.source: expert for expert in (*one.experts, *other.experts)}
+    return replace(one, experts=tuple(sources.values()))

@@ -1,0 +1,154 @@
+"""One knob over a range: scores and geometry against it, and any point back into the form."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from mergelab import plots, plots_scores
+from mergelab.errors import MergeError
+from mergelab.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
+from mergelab.lab import Lab, saved_table
+from mergelab.method import METHODS
+from mergelab.page.form import Form
+from mergelab.page.panel import PlotlyPanel
+from mergelab.page.scores_tab import Asked
+from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.recipe import Recipe
+from mergelab.step import Step
+from mergelab.suggest import suggested_eta
+from mergelab.sweep_report import SweepReport, verdict
+from mergelab.table import cell
+
+LOOK = (
+    "**Left:** look for a hill that rises above the grey band, the average with its 95 % interval; a flat top means "
+    "that the exact value hardly matters. **Right:** what the knob does to the merged change. **Click a point** to "
+    "make it the recipe."
+)
+SCORED, ASKED, GEOMETRY = "the bundled tasks", "what the Scores tab asks", "nothing: geometry alone"
+
+
+def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
+    """Draw the tab; wire Sweep, Stop, the choice of a point, and the form's Suggest η."""
+    start = METHODS[form.method.value]
+    first = next(iter(knobs_of(start, len(form.experts.value))))
+    low, high, count = sensible_range(knobs_of(start, 9)[first])
+    recipes = gr.State([])  # the recipe of each point, as YAML
+    with gr.Row():
+        knob = gr.Dropdown(_choices(form.method.value, form.experts.value), value=first, label="Knob", elem_id="knob")
+        lowest = gr.Number(low, label="From", min_width=80, elem_id="sweep-from")
+        highest = gr.Number(high, label="To", min_width=80, elem_id="sweep-to")
+        points = gr.Number(
+            count, label="Points", precision=0, minimum=1, maximum=60, min_width=80, elem_id="sweep-points"
+        )
+        by = gr.Dropdown([SCORED, ASKED, GEOMETRY], value=SCORED, label="Score on", min_width=180, elem_id="sweep-by")
+    with gr.Row():
+        go = gr.Button("Sweep", variant="primary", min_width=100, elem_id="sweep")
+        stop = gr.Button("Stop", min_width=100, elem_id="stop-sweep")
+    curves = PlotlyPanel(plots.empty("Nothing is swept yet. Press Sweep."), label="Sweep", elem_id="curves", height=420)
+    gr.Markdown(LOOK, elem_classes="ml-look")
+    said = gr.Markdown("", elem_id="verdict")
+    with gr.Row():
+        spot = gr.Dropdown([], label="A point of this sweep", type="index", scale=3, min_width=200, elem_id="point")
+        use = gr.Button("Use this point", interactive=False, scale=1, min_width=140, elem_id="use-point")
+    with gr.Accordion("All numbers", open=False):
+        table = gr.Dataframe(label="A row per point", interactive=False, max_height=420, elem_id="sweep-table")
+        download = gr.DownloadButton("These numbers (CSV)", size="sm", interactive=False, elem_id="sweep-csv")
+
+    @job(form.status, "Sweeping")
+    def sweep(data: dict) -> Iterator[Step | dict]:
+        recipe = form.recipe(data)
+        values = _values(data, recipe)
+        questions = {SCORED: None, GEOMETRY: []}.get(data[by]) if data[by] != ASKED else asked.questions(data)
+        work = lab.sweep(recipe, data[knob], values, questions)
+        report = None
+        for step in work:
+            yield step
+            if step.made and step.made.points:
+                report = step.made
+                yield {curves: plots_scores.sweep_curves(report)}
+        yield {form.status: saying(f"{len(report.points)} points swept.", "good"), **found(report)}
+
+    def _values(data: dict, recipe: Recipe) -> tuple[float, ...]:
+        known = knobs_of(METHODS[recipe.method], len(recipe.experts))
+        if data[knob] not in known:
+            raise MergeError("This method has no such knob. Choose one of those in the list.")
+        if data[lowest] is None or data[highest] is None or not data[points]:
+            raise MergeError("A sweep needs a value to begin with, one to end with, and how many points.")
+        return spread(float(data[lowest]), float(data[highest]), int(data[points]), known[data[knob]].step)
+
+    def found(report: SweepReport) -> dict[Any, Any]:
+        headers, rows = report.table()
+        best = report.best
+        labels = [_label(report, i) for i in range(len(report.points))]
+        return {
+            said: " ".join([verdict(report), *report.notes]),
+            recipes: [point.recipe.to_yaml() for point in report.points],
+            spot: gr.update(choices=labels, value=labels[best or 0]),
+            use: gr.update(interactive=True),
+            table: {"headers": headers, "data": [list(map(cell, row)) for row in rows]},
+            download: gr.DownloadButton(
+                value=saved_table(lab, f"sweep-{report.knob}", headers, rows), interactive=True
+            ),
+        }
+
+    def used(index: int | None, kept: list[str]) -> dict[Any, Any]:
+        if index is None or not 0 <= index < len(kept):
+            raise MergeError("Choose a point of the sweep first.")
+        recipe = Recipe.from_yaml(kept[index])
+        return {**form.filled(recipe), form.status: saying("The form has the recipe of that point. Merge makes it.")}
+
+    def clicked(kept: list[str], event: gr.EventData) -> dict[Any, Any]:
+        name = str(getattr(event, "name", ""))
+        return used(int(name) if name.isdecimal() else None, kept)
+
+    def chosen(data: dict) -> dict[Any, Any]:
+        known = _knobs(data[form.method], data[form.experts])
+        name = data[knob] if data[knob] in known else next(iter(known), None)
+        return {
+            knob: gr.update(choices=_choices(data[form.method], data[form.experts]), value=name),
+            **ranged(name, data),
+        }
+
+    def ranged(name: str | None, data: dict) -> dict[Any, Any]:
+        known = _knobs(data[form.method], data[form.experts])
+        return dict(zip((lowest, highest, points), sensible_range(known[name]))) if name in known else {}
+
+    @job(form.status, "Analysing")
+    def suggest(data: dict) -> Iterator[Step | dict]:
+        report = yield from lab.analyse(form.recipe(data))
+        eta = suggested_eta(report)
+        if eta is None:
+            raise MergeError("No expert changes a matrix that is decomposed, so there is no spectrum to judge by.")
+        said = f"Suggested from the spectra alone: η = {eta}, where the merge is about as large as one expert's change."
+        yield {form.eta: eta, form.status: saying(said, "good")}
+
+    filled = [*form.outputs, form.status]
+    outputs = [form.status, recipes, curves, said, spot, use, table, download]
+    given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
+    pressed = go.click(sweep, given, outputs, trigger_mode="once", **HEAVY)
+    asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **HEAVY)
+    for button in (stop, form.stop):
+        button.click(None, None, None, cancels=[pressed, asked_for], **PRIVATE)
+    for event in (pressed, asked_for):
+        event.then(stopped, form.status, form.status, **LIGHT)
+    curves.select(told(clicked), recipes, filled, **LIGHT)
+    use.click(told(used), [spot, recipes], filled, **LIGHT)
+    ranges = {form.method, form.experts, knob}
+    gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **LIGHT)
+    knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **LIGHT)
+
+
+def _knobs(method: str, experts: list | None) -> dict[str, Any]:
+    return knobs_of(METHODS[method], len(experts or [])) if method in METHODS else {}
+
+
+def _choices(method: str, experts: list | None) -> list[tuple[str, str]]:
+    return [("number of experts" if name == EXPERTS else symbol(name), name) for name in _knobs(method, experts)]
+
+
+def _label(report: SweepReport, index: int) -> str:
+    point = report.points[index]
+    mean = f": {cell(point.mean.value)}" if point.mean else ""
+    star = " (best on these prompts)" if index == report.best else ""
+    return f"{symbol(report.knob)} {point.value:g}{mean}{star}"

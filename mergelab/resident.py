@@ -1,0 +1,40 @@
+"""One model that stays in memory while its weights are replaced in place: nothing is written or loaded again."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.model import Running, running
+
+
+class Resident:
+    """A model loaded for itself alone, whose tensors are known by their names on disk."""
+
+    def __init__(self, folder: Path, names: Iterable[str]):
+        self.run: Running = running(folder)
+        self.places = places_of(self.run.model, names)
+
+    @torch.no_grad()
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Replace one tensor; the model keeps its own dtype and device."""
+        self.places[name].copy_(tensor)
+
+
+def places_of(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Name on disk -> the tensor of the model that it is loaded into; MergeError if one cannot be told."""
+    held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found = {}
+    for name in names:
+        ways = (name, prefix + name, name.removeprefix(prefix))
+        place = next((held[way] for way in ways if way in held), None)
+        if place is None:
+            found_out = "and so it cannot be scored without being written out. Merge, and score the merge instead"
+            raise MergeError(f"transformers gives '{name}' another name in memory, {found_out}.")
+        if place.device.type == "meta":
+            raise MergeError("The model does not fit into memory as a whole, which a sweep needs: it keeps it there.")
+        found[name] = place
+    return found

@@ -1,0 +1,204 @@
+"""The scoreboard, the suggestion of η, and the comparison of two merges."""
+
+import json
+import math
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from making import finished, noise, recipe_of, write_model
+
+from mergelab import Expert, MergeError, Recipe, inspect, plan, plots_compare, plots_scores
+from mergelab.checkpoint import Checkpoint
+from mergelab.compare import compared
+from mergelab.lab import Lab, own_questions, saved_table
+from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
+from mergelab.model import running
+from mergelab.questions import Questions
+from mergelab.scoreboard import Board
+from mergelab.scoring import TaskScore
+from mergelab.suggest import suggested_eta
+from mergelab.sweep_report import Point, SweepReport
+
+PAIR = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/german-lora")), "star", {"eta": 60.0})
+OWN = [Questions("mine", (("english: 21 =", "twenty-one"), ("english: 40 =", "forty")))]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(lab):
+    return finished(lab.merge(PAIR))
+
+
+def checked(figure):
+    """The figure, after plotly itself has validated every key; every one has an alternative text."""
+    assert figure["layout"]["meta"]["alt"]
+    return go.Figure({"data": figure["data"], "layout": {k: v for k, v in figure["layout"].items() if k != "meta"}})
+
+
+def test_the_board_agrees_with_the_scores_beside_a_merge(lab, run):
+    board = finished(lab.scoreboard(PAIR, {"merged": run.folder}))
+    for score in lab.scores(run):
+        found = {model: board.scores[model, score.task].value for model in ("base", "merged", board.master(score.task))}
+        assert list(found.values()) == [pytest.approx(x) for x in (score.base, score.merged, score.expert)]
+    assert board.master("german") == "german-lora" and ("english", "german") not in board.scores
+    assert 0 < board.normalised("base") < board.normalised("merged") < 1.1
+    again = list(lab.scoreboard(PAIR, {"merged": run.folder}))
+    assert sum(bool(step.made) for step in again) == len(again) / 2, "what is known is not computed again"
+
+
+def test_own_prompts_are_scored_by_every_model_and_a_running_one_can_join(lab, run):
+    board = finished(lab.scoreboard(PAIR, {"merged": run.folder, "by hand": running(run.folder)}, OWN))
+    assert board.models == ("base", "english", "german-lora", "merged", "by hand")
+    assert len(board.scores) == 5 and board.scores["merged", "mine"] == board.scores["by hand", "mine"]
+    assert board.scores["english", "mine"].value == 1
+
+
+def test_experts_without_tasks_need_prompts_of_the_user(lab, trio):
+    with pytest.raises(MergeError, match="no bundled tasks. Give prompts of your own"):
+        finished(lab.scoreboard(recipe_of(*trio), {}))
+
+
+def test_a_table_can_be_taken_home_as_csv(lab):
+    path = saved_table(lab, "scores", ["a", "b"], [["x, y", 0.1]])
+    assert Path(path).read_bytes() == b'a,b\r\n"x, y",0.1\r\n'
+
+
+def score(task, right, of=20):
+    return TaskScore(task, "exact match", (1.0,) * right + (0.0,) * (of - right), (1,) * of)
+
+
+def test_bars_have_the_intervals_and_grow_as_scores_come_in():
+    scores = {("base", "t"): score("t", 5), ("base", "u"): score("u", 6), ("t", "t"): score("t", 20)}
+    board = Board(("base", "t", "u", "merged"), ("t", "u"), scores)
+    names = [trace.name for trace in checked(plots_scores.board_bars(board)).data]
+    assert names == ["base", "its own expert", "merged"]
+    whole = Board(board.models, board.experts, scores | {("u", "u"): score("u", 19), ("merged", "t"): score("t", 10)})
+    bars = {trace.name: trace for trace in checked(plots_scores.board_bars(whole)).data}
+    assert bars["merged"].y == (0.5, None, None)
+    low, high = scores["base", "t"].interval
+    assert bars["base"].error_y.array[0] == pytest.approx(high - 0.25, abs=1e-4)
+    assert bars["base"].error_y.arrayminus[0] == pytest.approx(0.25 - low, abs=1e-4)
+    assert bars["its own expert"].y[2] == pytest.approx((1 + 19 / 20) / 2)
+
+
+def test_a_sweep_is_drawn_with_every_point_to_be_clicked_and_the_best_marked():
+    facts = {"merged change": 0.1, "cosine to the average": 1.0}
+    points = tuple(Point(value, PAIR, facts, (score("t", n), score("u", n))) for value, n in ((10, 3), (20, 15)))
+    average = Point(math.nan, PAIR, facts | {"merged change": 0.05}, (score("t", 9), score("u", 9)))
+    figure = checked(plots_scores.sweep_curves(SweepReport("eta", "STAR", points, (average,))))
+    traces = {trace.name: trace for trace in figure.data}
+    assert traces["mean"].customdata == ("0", "1") and traces["mean"].y == (0.15, 0.75)
+    assert traces["best on these prompts"].x == (20,) and traces["best on these prompts"].customdata == ("1",)
+    assert traces["the average"].x == (10, 20) and traces["the average"].y == (0.45, 0.45)
+    assert traces["size, relative to the average's"].y == (2, 2)
+    assert "NaN" not in json.dumps(figure.to_plotly_json())
+
+
+def test_a_sweep_without_scores_is_drawn_as_geometry_alone():
+    points = (Point(1, PAIR, {"merged change": 0.1, "cosine to the average": 0.5}),)
+    assert checked(plots_scores.sweep_curves(SweepReport("density", "TIES", points))).data
+    assert checked(plots_scores.sweep_curves(SweepReport("density", "TIES", ()))).data == ()
+
+
+FLAT, STEEP = torch.ones(10, dtype=torch.float64), torch.tensor([100.0] + [0.01] * 9, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", [balanced, restored, sized, elbow, noise_edge])
+def test_every_rule_knows_its_extremes_and_does_not_see_the_scale(rule):
+    spectrum = torch.linspace(3, 0.1, 10, dtype=torch.float64) ** 2
+    assert rule(spectrum, 10, 12) == pytest.approx(rule(spectrum * 7, 10, 12))
+    assert 0 < rule(STEEP, 10, 12) <= 1 and rule(torch.zeros(0), 10, 12) == 0
+
+
+def test_a_flat_spectrum_is_kept_as_far_as_the_rule_says():
+    assert balanced(FLAT) == 1
+    assert sized(FLAT) == pytest.approx(0.5)  # keeping r of 10 scales the norm by √(10/r), 1.5 at 4.4
+    assert balanced(STEEP) > 0.99 and sized(STEEP) > 0.99
+
+
+def test_the_rule_in_use_gives_the_merge_of_unrelated_experts_the_size_of_one_change():
+    spectrum = torch.linspace(3, 0.01, 200, dtype=torch.float64)
+    for experts in (2, 3, 4):
+        share = restored(spectrum, experts=experts)
+        rank = int((spectrum.cumsum(0) / spectrum.sum() < share - 1e-9).sum()) + 1
+        size = spectrum[:rank].norm() * spectrum.sum() / spectrum[:rank].sum() / experts**0.5
+        assert float(size / spectrum.norm()) == pytest.approx(1, rel=0.02)
+    assert restored(spectrum, experts=1) == pytest.approx(1)
+
+
+def test_pure_noise_is_cut_at_its_edge_and_a_signal_is_not():
+    white = noise(200, 400, seed=3)
+    signal = white + 200 * torch.outer(noise(200, seed=4), noise(400, seed=5)) / 200
+    values = torch.linalg.svdvals(signal)
+    assert noise_edge(values, 200, 400) == pytest.approx(float(values[0] / values.sum()))
+
+
+def test_the_suggestion_does_not_see_an_expert_that_changes_nothing(trio):
+    base, one, two = trio
+    report = finished(inspect(plan(recipe_of(base, one, two, method="star"))))
+    idle = finished(inspect(plan(recipe_of(base, one, two, base, method="star"))))
+    assert suggested_eta(report) == suggested_eta(idle) and 1 <= suggested_eta(report) <= 100
+    assert suggested_eta(finished(inspect(plan(recipe_of(base, base, base))))) is None
+
+
+NAMES = ["layers.0.a.weight", "head.weight"]
+
+
+def models(folder, **changes):
+    """Checkpoints: a base of two matrices, and the base plus each of the changes."""
+    base = {"layers.0.a.weight": noise(4, 6).float(), "head.weight": noise(3, 4, seed=1).float()}
+    found = [Checkpoint(write_model(folder / "base", base), "base")]
+    for name, change in changes.items():
+        moved = {key: tensor + change * noise(*tensor.shape, seed=2).float() for key, tensor in base.items()}
+        found.append(Checkpoint(write_model(folder / name, moved), name))
+    return found
+
+
+def test_distance_and_cosine_are_those_of_the_changes(tmp_path):
+    comparison = finished(compared(*models(tmp_path, one=0.1, other=-0.1), NAMES, NAMES[:1]))
+    assert comparison.whole.distance == pytest.approx(2, rel=1e-4)
+    assert comparison.whole.cosine == pytest.approx(-1, abs=1e-4)
+    (mine, theirs), *_ = comparison.spectra.values()
+    assert mine == pytest.approx(theirs, rel=1e-3) and list(comparison.spectra) == NAMES[:1]
+    assert [layer.place for layer in comparison.layers] == [("layers.*.a.weight", "0"), ("head.weight", "")]
+
+
+def test_a_merge_does_not_differ_from_itself_and_nothing_from_nothing(tmp_path):
+    base, one, still = models(tmp_path, one=0.1, still=0.0)
+    same = finished(compared(base, one, one, NAMES)).whole
+    assert same.distance == 0 and same.cosine == pytest.approx(1)
+    nothing = finished(compared(base, still, still, NAMES)).whole
+    assert (nothing.distance, nothing.cosine) == (0.0, 1.0)
+    assert finished(compared(base, one, still, NAMES)).whole.distance == pytest.approx(2)
+
+
+def test_other_shapes_are_refused(tmp_path):
+    base, one = models(tmp_path, one=0.1)
+    odd = Checkpoint(write_model(tmp_path / "odd", {"head.weight": noise(5, 4).float()}), "odd")
+    with pytest.raises(MergeError, match="Only merges of one base"):
+        finished(compared(base, odd, odd, NAMES[1:]))
+    with pytest.raises(MergeError, match="has no tensor 'layers.0.a.weight'"):
+        finished(compared(base, one, odd, NAMES))
+
+
+def test_two_runs_of_the_lab_are_compared_once_and_drawn(lab, run):
+    other = finished(lab.merge(Recipe(PAIR.base, PAIR.experts, "linear")))
+    comparison = finished(lab.compare(run, other))
+    assert list(lab.compare(run, other)) == []
+    assert set(comparison.spectra) == {layer.name for layer in run.report.decomposed}
+    for measure in (*plots_compare.MEASURES, "no such measure"):
+        figure = checked(plots_compare.difference_map(comparison, measure))
+        assert len(figure.data[0].y) == 7 and len(figure.data[0].x) == 4
+    assert len(checked(plots_compare.two_spectra(comparison, next(iter(comparison.spectra)))).data) == 4
+    assert checked(plots_compare.two_spectra(comparison, "model.norm.weight")).data == ()
+    assert len(comparison.table()[1]) == len(run.report.layers) + 1
+
+
+def test_the_questions_of_a_recipe_are_those_of_its_experts():
+    assert [questions.task for questions in own_questions(PAIR)] == ["english", "german"]
