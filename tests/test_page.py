@@ -127,6 +127,7 @@ def test_a_module_gets_an_eta_of_its_own_which_the_slider_leaves_alone(page):
     box = page.locator("#heat .nsewdrag").first.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 7.5 / 28, box["y"] + box["height"] / 2)
     expect(page.locator("#module input")).to_have_value("1 down · 128×384")
+    page.get_by_role("button", name="Give this module").click()
     page.locator("#override-value textarea, #override-value input").first.fill("100")
     page.click("#override-module")
     expect(page.locator("#overrides")).to_contain_text("eta = 100 in model.layers.1.mlp.down_proj.weight")

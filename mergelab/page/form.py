@@ -160,21 +160,21 @@ def draw_form(lab: Lab) -> Form:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
             if method.name == "star":
                 form.suggest = gr.Button("Suggest η from the spectra", size="sm", elem_id="suggest")
-    form.overrides = gr.Dropdown(
-        [],
-        value=[],
-        label="Settings for some modules alone",
-        info="Click a cell of the heatmap to set one; × takes it away.",
-        multiselect=True,
-        allow_custom_value=True,
-        elem_id="overrides",
-    )
     form.rest = gr.State({})
     with gr.Row(elem_id="verbs"):
         form.analyse = gr.Button("Analyse", min_width=70)
         form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
         form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
     form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
+    form.overrides = gr.Dropdown(
+        [],
+        value=[],
+        label="Settings for some modules alone",
+        info="× takes one away.",
+        multiselect=True,
+        allow_custom_value=True,
+        elem_id="overrides",
+    )
     with gr.Accordion("More settings", open=False):
         choices, said = [(step.title, name) for name, step in STEPS.items()], [s.summary for s in STEPS.values()]
         form.then = gr.Radio(

@@ -15,7 +15,8 @@ from mergelab.page.telling import LIGHT, told
 
 def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
     """A row under the heatmap: a setting and a value for the module that is chosen there, its kind, or its layer."""
-    with gr.Row(elem_id="override"):
+    title = "Give this module, its kind or its layer a setting of its own"
+    with gr.Accordion(title, open=False), gr.Row(elem_id="override"):
         names = [setting.name for setting in METHODS[form.method.value].settings]
         setting = gr.Dropdown(names, value=names[0], label="Set", scale=1, min_width=110, elem_id="override-setting")
         value = gr.Textbox("60", label="to", scale=1, min_width=70, elem_id="override-value")
