@@ -122,9 +122,9 @@ def test_an_adapter_is_added_before_its_model_is_aligned(strangers, tmp_path):
 
 
 def test_a_recipe_says_how_it_aligns_both_ways():
-    recipe = replace(Recipe("base", (), "linear"), align="activations")
+    recipe = replace(Recipe("base", (), "star"), align="activations")
     assert recipe.to_dict()["mergelab"] == {"align": "activations"}
-    data = {"merge_method": "linear", "base_model": "base", "models": ["a"], "mergelab": {"align": "weights"}}
+    data = {"merge_method": "star", "base_model": "base", "models": ["a"], "mergelab": {"align": "weights"}}
     assert (
         Recipe.from_dict(data).align == "weights" and Recipe.from_dict(data).to_dict()["mergelab"] == data["mergelab"]
     )
