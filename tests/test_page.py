@@ -256,4 +256,8 @@ def test_machines_use_the_typed_endpoints(url):
     assert client.predict(recipe=recipe, api_name="/merge")["sha256"].keys() == {"model.safetensors"}
     with pytest.raises(AppError, match="Did you mean 'star'"):
         client.predict(recipe=recipe.replace("star", "strar"), api_name="/inspect")
-    assert {"/inspect", "/merge"} == set(client.view_api(return_format="dict")["named_endpoints"])
+    told = client.predict(recipe=recipe, samples=8, api_name="/repair")
+    assert [report["task"] for report in told["reports"]] == ["sort", "roman"]
+    with pytest.raises(AppError, match="samples"):
+        client.predict(recipe=recipe, samples=2, api_name="/repair")
+    assert {"/inspect", "/merge", "/repair"} == set(client.view_api(return_format="dict")["named_endpoints"])

@@ -210,3 +210,9 @@ def test_prompts_from_a_file_show_both_models_at_work(tmp_path, capsys):
     assert "no text in it" in refused(
         capsys, *arguments[:-3], tmp_path / "two", *arguments[-2:], "--data", tmp_path / "prompts.txt"
     )
+
+
+def test_bundled_digits_bring_pictures_to_be_aligned_on():
+    recipe = recipe_of("digits/scratch-upright", "digits/scratch-invert", "digits/scratch-upright", align="activations")
+    facts = plan(recipe).alignment["scratch-invert"]
+    assert facts["how"] == "activations" and facts["distance after"] < facts["distance before"]

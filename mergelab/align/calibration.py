@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from mergelab.align.alignment import Batches
 from mergelab.assets import ASSETS, bundled
 from mergelab.errors import MergeError
 from mergelab.model import tokenizer_of
-from mergelab.tasks import padded, tasks
+from mergelab.tasks import padded, picture_tasks, tasks
 
-SAMPLES = 16  # of each bundled task
+SAMPLES, PICTURES = 16, 64  # of each bundled task
 
 
 def bundled_batches(source: str, folder: Path) -> Batches:
-    """Calibration prompts with their answers, of every task of a bundled family. MergeError for any other source."""
+    """Calibration prompts with their answers, or pictures, of every task of a bundled family; MergeError for others."""
     family = source.partition("/")[0]
+    if source in bundled() and family == "digits":
+        return [{"pixel_values": torch.cat([t.calibration.images[:PICTURES] for t in picture_tasks().values()])}]
     if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         raise MergeError(
-            f"'align: activations' needs calibration data, and '{source}' brings none: bundled language models do. "
+            f"'align: activations' needs calibration data, and '{source}' brings none: bundled models do. "
             "Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
         )
     pairs = [pair for task in tasks(family).values() for pair in task.calibration[:SAMPLES]]

@@ -31,7 +31,7 @@ def build(lab: Lab) -> gr.Blocks:
     gr.set_static_paths(SERVED)
     repair = RepairLab(lab)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        endpoints.publish(lab)  # first: an endpoint's name is its own
+        endpoints.publish(lab, repair)  # first: an endpoint's name is its own
         gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
         with gr.Row(elem_id="bench"):
             with gr.Column(scale=1, min_width=300, elem_id="side"):

@@ -1,17 +1,20 @@
 """The same verbs for machines: typed endpoints, which gradio also offers as MCP tools. Recipes travel as YAML text."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab import Lab
+from mergelab.lab_repair import RepairLab
+from mergelab.outcome import Trial
 from mergelab.recipe import Recipe
 
 
-def publish(lab: Lab) -> None:
-    """Offer `inspect` and `merge`; call inside the Blocks."""
+def publish(lab: Lab, repairs: RepairLab) -> None:
+    """Offer `inspect`, `merge` and `repair`; call inside the Blocks."""
 
     def inspect(recipe: str) -> dict[str, Any]:
         """Say what a recipe would do to each tensor: ranks kept, sign conflicts, singular values. Writes nothing.
@@ -31,7 +34,18 @@ def publish(lab: Lab) -> None:
         run = _result(lab.merge(_recipe(recipe)))
         return json.loads(run.report.to_json())
 
-    for verb in (inspect, merge):
+    def repair(recipe: str, samples: int = 32) -> dict[str, Any]:
+        """Merge, then give each task the activation statistics of its expert (TACT). Returns scores and variances.
+
+        Args:
+            recipe: a merge of bundled experts in mergekit's YAML; `mergelab: {align: weights}` aligns them first.
+            samples: calibration samples a task, 4 to 512.
+        """
+        asked = _recipe(recipe)
+        told = _result(repairs.tell(Trial(replace(asked, align="none"), samples=samples), asked.align))
+        return json.loads(told.outcome.to_json())
+
+    for verb in (inspect, merge, repair):
         gr.api(verb, api_name=verb.__name__, concurrency_limit=1, concurrency_id="heavy")
 
 
