@@ -28,7 +28,7 @@ MERGES = (
     ("DRM-H of 8, drop 0.5", 8, "drm_h", {"drop": 0.5}),
 )
 WAYS = (
-    ("as the page does it: 32 samples, affine, foldable sites", {}),
+    ("by default: 32 samples, affine, foldable sites", {}),
     ("4 samples", {"samples": 4}),
     ("8 samples", {"samples": 8}),
     ("64 samples", {"samples": 64}),
