@@ -16,6 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mergelab.align import Alignment, alignment, compared, selftest
+from mergelab.align.calibration import bundled_batches
+from mergelab.assets import bundled
 from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
 from mergelab.experiment import (
@@ -105,7 +107,7 @@ class RepairLab:
             model = yield from self._loaded(recipe, home / "plain", steps)
             stages = [stage_of(model, first, trial)]
             folders, matching = yield from self._aligned(trial, align, first, own, home, steps)
-            recipe = replace(recipe, experts=tuple(replace(e, source=str(f)) for e, f in zip(recipe.experts, folders)))
+            recipe = _aligned_recipe(trial, matching.kind, folders)
         yield steps("merge")
         run = yield from _named(self.lab.merge(recipe), steps)
         subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
@@ -123,7 +125,9 @@ class RepairLab:
         base = self.lab.model_folder(trial.recipe.base, trial.recipe.base)
         reference = Checkpoint(base, trial.recipe.base)
         error = selftest(reference)
+        source = trial.recipe.base
         data = [joined([batch for one in subjects for batch in one.batches])]
+        data = data if trial.lines or source not in bundled() else bundled_batches(source, base)
         folders, found = [], []
         for i, (one, folder) in enumerate(zip(subjects, own)):
             yield steps(f"aligning {one.name}")
@@ -304,6 +308,14 @@ def _named(job: Generator[Step, None, Any], steps: _Steps) -> Generator[Step, No
         return end.value
     finally:
         job.close()
+
+
+def _aligned_recipe(trial: Trial, how: str, folders: list[Path]) -> Recipe:
+    """What is merged: the experts by name and how they are aligned, where that says it all; else aligned folders."""
+    recipe = trial.recipe
+    if how in ALIGN and (how == "weights" or (recipe.base in bundled() and not trial.lines)):
+        return replace(recipe, align=how)
+    return replace(recipe, experts=tuple(replace(e, source=str(f)) for e, f in zip(recipe.experts, folders)))
 
 
 def _written(found: Alignment, expert: Checkpoint, place: Path) -> Path:

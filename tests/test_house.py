@@ -20,7 +20,8 @@ ROOMS = {
     "mergekit_yaml report errors",
     "page": "lab_repair stories outcome lab plots_scores plots_compare repair_plots plots suggest sweep_report "
     "scoreboard questions knobs compare table step method assets recipe mergekit_yaml report varying errors",
-    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks recipe errors",
+    "lab_repair": "lab experiment stories outcome align repair merge plan output model checkpoint tasks assets recipe "
+    "errors",
     "sweep_command": "lab questions knobs sweep_report table step recipe",
     "lab": "check push compare scoreboard sweep sweep_report scoring checkpoint questions step table merge devices "
     "plan model tasks sources assets recipe report errors",

@@ -5,7 +5,7 @@ from statistics import fmean
 from zipfile import ZipFile
 
 import pytest
-from making import finished
+from making import finished, merged
 
 from mergelab import Expert, MergeError, Recipe
 from mergelab.lab import Lab, Step
@@ -91,6 +91,12 @@ def test_a_folded_checkpoint_is_an_ordinary_model_that_scores_as_the_repaired_on
         model = running(tmp_path / path.stem).model
         right = right_labels(model, own_pictures(f"digits/{report.task}").test)
         assert float(right.float().mean()) == pytest.approx(report.scores["repaired"], abs=0.01)
+
+
+def test_the_recipe_that_goes_with_an_aligned_merge_makes_it_again(tact, tmp_path):
+    recipe = Recipe.read(tact.run.folder / "recipe.yaml")
+    assert recipe.align == "activations" and all(e.source.startswith("digits/") for e in recipe.experts)
+    assert merged(recipe, tmp_path / "again").sha256 == tact.run.report.sha256
 
 
 def test_the_sidecars_are_small_beside_their_one_body(tact, lab, tmp_path):
