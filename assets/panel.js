@@ -62,7 +62,7 @@ window.mergelab = (() => {
       }
       Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
       const own = (follow.held || []).filter(value => value !== null).length
-      say(`At η = ${Math.round(eta)} %, STAR keeps ${least} to ${most} directions of each matrix, ` +
+      say(`At η = ${Math.round(eta)} %, STAR keeps ${least === most ? least : `${least} to ${most}`} directions of each matrix, ` +
         `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
         (follow.suggested ? ` The spectra suggest η = ${follow.suggested}.` : ''))

@@ -192,6 +192,15 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_lost(page):
     status = page.locator("#status .ml-status.bad")
     expect(status).to_contain_text("numbers/french")
     assert len(cells(page)) == 28 * 4
+    page.get_by_role("button", name="Recipe as YAML").click()
+    page.locator(".cm-content").first.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text("merge_method: strar\nbase_model: numbers/base\nmodels: [numbers/sort, numbers/roman]\n")
+    page.get_by_role("button", name="Apply this text").click()
+    expect(page.locator(".toast-message-text")).to_contain_text("There is no merge method 'strar'")
+    expect(page.locator("#method input").first).to_be_visible()  # a tall recipe column scrolls, it does not wrap
+    box, side = page.locator("#method").bounding_box(), page.locator("#side").bounding_box()
+    assert side["x"] <= box["x"] and box["x"] + box["width"] <= side["x"] + side["width"]
 
 
 def test_the_recipe_travels_as_text_and_back(page):

@@ -110,7 +110,7 @@ def _about(run: Run) -> str:
     same = f" In {equal} tensors some expert equals the base." if equal else ""
     return (
         f"### {described(run)}\n{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}, "
-        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What is prompted in the next tab is this very file."
+        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What *Try prompts* asks is this very file."
         f"{skipped}\n\nsha256 of the weights: `{run.sha256}`"
     )
 

@@ -16,7 +16,7 @@ from mergelab.errors import MergeError
 from mergelab.lab import Step
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-LIGHT: dict[str, Any] = PRIVATE | {"queue": False}
+LIGHT: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # queued: gradio shows no error of an event that is not
 HEAVY: dict[str, Any] = PRIVATE | {"concurrency_limit": 1, "concurrency_id": "heavy"}
 
 _log = logging.getLogger("mergelab")
