@@ -98,16 +98,27 @@ class Bench:
         command = [str(out) if part == "OUT" else part for part in command]
         paths = {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
         started = time.monotonic()
-        process = subprocess.Popen(
-            command, env=os.environ | paths | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        process = subprocess.run(
+            [sys.executable, "-c", WAITER, *command],
+            env=os.environ | paths | environment,
+            capture_output=True,
+            text=True,
         )
-        said = process.stderr.read().decode()
-        _, status, used = os.wait4(process.pid, 0)
         wall = time.monotonic() - started
         shutil.rmtree(out, ignore_errors=True)
-        if status:
-            raise SystemExit(f"{' '.join(command)} failed: {said[-2000:]}")
-        return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed: {process.stderr[-2000:]}")
+        return Cost(wall, *json.loads(process.stdout))
+
+
+# Starts a program and waits for it: a child's peak memory counts what its parent held, so the parent must be small.
+WAITER = """
+import json, os, sys
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status, used = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
 
 
 def in_turn(pairs: int, *candidates) -> list[list[Cost]]:
