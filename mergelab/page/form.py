@@ -210,7 +210,7 @@ def draw_form(lab: Lab) -> Form:
     gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
-    yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT)
+    yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT | {"queue": False})
     apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **LIGHT)
     return form
 
