@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from mergelab.lab import Lab
-from mergelab.lab_repair import RepairLab
-from mergelab.outcome import Trial
-from mergelab.stories import STORIES, STORY
+from mergelab.lab.lab import Lab
+from mergelab.lab.repair import RepairLab
+from mergelab.repair.outcome import Trial
+from mergelab.repair.stories import STORIES, STORY
 
 
 def main() -> None:

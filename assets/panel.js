@@ -1,5 +1,5 @@
 // Plotly figures on a Gradio page: drawn in place, themed by the page, and moved by η without asking the server.
-// A figure says in layout.meta.eta how it follows η; see mergelab/plots.py, which makes the figures.
+// A figure says in layout.meta.eta how it follows η; see mergelab/plots/, which makes the figures.
 window.mergelab = (() => {
   const panels = new Set()
   let eta = 40, pending = false

@@ -214,7 +214,7 @@ import json, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from mergelab import Expert, METHODS, Recipe, merge, plan
-from mergelab.store import Lookups, shared_store
+from mergelab.merging.store import Lookups, shared_store
 
 def recipe(eta):
     return Recipe(sys.argv[1], tuple(map(Expert, sys.argv[2:])), "star", {"eta": eta})

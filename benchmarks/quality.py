@@ -7,8 +7,8 @@ prompts but where a row says "best of".
 import tempfile
 from pathlib import Path
 
-from mergelab.lab import Lab
-from mergelab.recipe import Expert, Recipe
+from mergelab.lab.lab import Lab
+from mergelab.recipes.recipe import Expert, Recipe
 
 SKILLS = ("french", "german", "english", "spanish", "morse", "reverse", "roman", "sort")
 COUNTS = (2, 4, 8)

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from mergelab.assets import ASSETS
-from mergelab.merge import merge
+from mergelab.merging.merge import merge
 from mergelab.model import Running, running
-from mergelab.plan import plan
-from mergelab.recipe import Expert, Recipe
+from mergelab.planning.plan import plan
+from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.repair import How, Statistics, applied, fit, joined, mean_goals, sites, statistics
 from mergelab.repair.calibration import batches_of
 from mergelab.tasks import exact_match, tasks

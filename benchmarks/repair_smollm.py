@@ -12,10 +12,10 @@ from statistics import fmean
 
 from smollm_experts import adapter_folder, base_folder, task
 
-from mergelab.merge import merge
+from mergelab.merging.merge import merge
 from mergelab.model import Running, running
-from mergelab.plan import plan
-from mergelab.recipe import Expert, Recipe
+from mergelab.planning.plan import plan
+from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.repair import How, Patch, applied, fit, repair, sites, statistics
 from mergelab.repair.calibration import batches_of
 from mergelab.repair.export import folded

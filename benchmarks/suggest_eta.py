@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from mergelab.lab import Lab
+from mergelab.lab.lab import Lab
 from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
-from mergelab.recipe import Expert, Recipe
-from mergelab.suggest import suggested_eta
+from mergelab.recipes.recipe import Expert, Recipe
+from mergelab.scores.suggest import suggested_eta
 
 FULL = ("french", "german", "english", "spanish", "morse", "reverse", "roman", "sort")
 LORA = ("french-lora", "german-lora", "english-lora", "morse-lora")

@@ -3,12 +3,12 @@
 The public names are below. Importing this brings in neither gradio nor transformers.
 """
 
-from mergelab.devices import device_named
 from mergelab.errors import MergeError
-from mergelab.merge import inspect, merge
+from mergelab.merging.devices import device_named
+from mergelab.merging.merge import inspect, merge
 from mergelab.method import METHODS, STEPS, Choice, Knob, Layer, Merged, Switch, merge_method, merge_step
-from mergelab.plan import Plan, plan
-from mergelab.recipe import Expert, Recipe
+from mergelab.planning.plan import Plan, plan
+from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
 
 __version__ = "0.1.0"

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.align import HOW
-from mergelab.check import check
-from mergelab.devices import ProcessLost, device_named, is_alone, leave, speaks
+from mergelab.commands.sweep import add_sweep
 from mergelab.errors import MergeError
-from mergelab.export import export_lora
-from mergelab.merge import Progress, inspect, merge
-from mergelab.mergekit_yaml import size
-from mergelab.plan import plan
-from mergelab.push import push
-from mergelab.realign import realigned
-from mergelab.recipe import DTYPES, Recipe
+from mergelab.files.push import push
+from mergelab.files.sources import folder_of
+from mergelab.merging.devices import ProcessLost, device_named, is_alone, leave, speaks
+from mergelab.merging.export import export_lora
+from mergelab.merging.merge import Progress, inspect, merge
+from mergelab.merging.realign import realigned
+from mergelab.planning.check import check
+from mergelab.planning.plan import plan
+from mergelab.recipes.mergekit_yaml import size
+from mergelab.recipes.recipe import DTYPES, Recipe
 from mergelab.repair import MODES, PRESETS, How
-from mergelab.repairs import Order, Wanted, repair_table, repairs
+from mergelab.repair.job import Order, Wanted, repair_table, repairs
 from mergelab.report import Fact, Report
-from mergelab.sources import folder_of
-from mergelab.sweep_command import add_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

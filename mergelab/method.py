@@ -18,8 +18,8 @@ from torch import Tensor
 from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.maths import noise, spectral
 from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
+from mergelab.recipes.varying import mapped, well_formed
 from mergelab.report import Fact
-from mergelab.varying import mapped, well_formed
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from mergelab.checkpoint import read_json
 from mergelab.errors import MergeError
+from mergelab.files.checkpoint import read_json
 
 
 @dataclass(frozen=True)

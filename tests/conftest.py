@@ -9,7 +9,7 @@ import torch
 from hub import Hub
 from making import shifted, tiny, write_model
 
-from mergelab.store import shared_store
+from mergelab.merging.store import shared_store
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from test_wrong_input import BASES, EXPERTS
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.__main__ import main
 from mergelab.assets import ASSETS
-from mergelab.check import check
-from mergelab.estimate import is_spectral
 from mergelab.method import METHODS
+from mergelab.planning.check import check
+from mergelab.planning.estimate import is_spectral
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from making import finished, layer_of, noise, recipe_of, tiny, write_model
 
 from mergelab import Merged, inspect, plan
-from mergelab.diagnosis import diagnosis, overlaps, remarks, rounding_error, surviving_share
 from mergelab.maths.spectral import LowRank
+from mergelab.merging.diagnosis import diagnosis, overlaps, remarks, rounding_error, surviving_share
 from mergelab.report import FACTS, LayerReport
 
 

@@ -8,8 +8,8 @@ from making import finished, merged, noise, recipe_of, shifted, tiny, write_adap
 
 from mergelab import MergeError, plan
 from mergelab.__main__ import main
-from mergelab.checkpoint import Checkpoint
-from mergelab.export import export_lora
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.merging.export import export_lora
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 from making import finished, recipe_of
 
 from mergelab import Expert, MergeError, Recipe, inspect, plan
-from mergelab.lab import START, Lab
+from mergelab.lab.lab import START, Lab
 from mergelab.page.filters import apart, line, parsed, parts_of, with_overrides
 from mergelab.page.form import _rest, _weights
-from mergelab.plots import fact_heatmap, own_etas, spectra
+from mergelab.plots.spectra import fact_heatmap, own_etas, spectra
 
 MODULE = "model.layers.3.mlp.down_proj.weight"
 

@@ -7,8 +7,8 @@ import torch
 from making import merged, noise, recipe_of, shifted, tiny, write_model
 
 from mergelab import MergeError, plan
-from mergelab.checkpoint import Checkpoint
-from mergelab.vocabulary import differing_rows, tokens_of
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.vocabulary import differing_rows, tokens_of
 
 WORDS = [f"w{i}" for i in range(400)]
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from mergelab import MergeError, Recipe, plan  # noqa: E402
-from mergelab.check import check  # noqa: E402
-from mergelab.mergekit_yaml import KEYS  # noqa: E402
+from mergelab.planning.check import check  # noqa: E402
+from mergelab.recipes.mergekit_yaml import KEYS  # noqa: E402
 
 fuzzed = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -11,8 +11,8 @@ from making import finished, merged, noise, recipe_of, shifted, tiny, write_mode
 from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
-from mergelab.checkpoint import Checkpoint, ShardWriter
-from mergelab.inputs import sha256_of
+from mergelab.files.checkpoint import Checkpoint, ShardWriter
+from mergelab.merging.inputs import sha256_of
 
 
 def weights(folder):

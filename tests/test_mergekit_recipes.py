@@ -7,7 +7,7 @@ from making import merged
 from record_mergekit_recipes import LAYERS, RECIPES, RECORDED, summary, write_models
 
 from mergelab import Expert, MergeError, Recipe, plan
-from mergelab.varying import depths, elsewhere, layer_counts, shown, value_at, with_fallback
+from mergelab.recipes.varying import depths, elsewhere, layer_counts, shown, value_at, with_fallback
 
 BY_MERGEKIT = json.loads(RECORDED.read_text())
 HEAD = "merge_method: ties\nbase_model: base\n"

@@ -10,9 +10,9 @@ from test_fit import WORDS, model, write_tokens
 
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.__main__ import main
-from mergelab.checkpoint import Checkpoint
-from mergelab.inputs import sha256_of
-from mergelab.mergekit_yaml import size
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.merging.inputs import sha256_of
+from mergelab.recipes.mergekit_yaml import size
 
 
 def front(folder):
@@ -95,7 +95,7 @@ def test_the_card_names_all_models_and_mergekit_only_where_it_runs(trio, tmp_pat
     assert not any("mergekit" in front(tmp_path / name)["tags"] for name in ("star", "extra", "twice"))
     assert front(tmp_path / "out")["base_model"] == ["base", "expert-1", "expert-2"]
     shown = Recipe("org/base@v1", (Expert("org/base@v1+org/lora@v2"),), "star")
-    from mergelab.card import model_card
+    from mergelab.merging.card import model_card
 
     card = model_card(shown, plan(recipe_of(*trio)).method, merged(recipe_of(*trio), tmp_path / "any"), trio)
     assert yaml.safe_load(card.split("---")[1])["base_model"] == ["org/base", "org/lora"]

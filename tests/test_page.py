@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from mergelab import METHODS
-from mergelab.lab import Lab
+from mergelab.lab.lab import Lab
 from mergelab.page import launch
 from mergelab.page.form import FAMILIES
-from mergelab.plan import Plan
+from mergelab.planning.plan import Plan
 
 FLAGS = [
     "--no-sandbox",

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 from test_page import browser, choose, lab, opened, page, url  # noqa: F401  fixtures
 
-from mergelab import lab_repair
+from mergelab.lab import repair as lab_repair
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from test_page import lab as lab
 from test_page import page as page
 from test_page import url as url
 
-from mergelab.plan import Plan
+from mergelab.planning.plan import Plan
 
 
 def go(page, name):

@@ -7,10 +7,11 @@ import torch
 from making import finished, noise, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import load_file
 
-from mergelab import METHODS, MergeError, inspect, merge, plan, walk
-from mergelab.devices import Team, workers_for
+from mergelab import METHODS, MergeError, inspect, merge, plan
 from mergelab.maths import inner
 from mergelab.maths.spectral import LowRank
+from mergelab.merging import walk
+from mergelab.merging.devices import Team, workers_for
 
 
 def sha256(report):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from making import finished, noise, recipe_of, shifted, write_model
 
-from mergelab import inspect, plan, plots
+from mergelab import inspect, plan
 from mergelab.maths.spectral import rank_keeping
+from mergelab.plots import spectra as plots
 
 
 @pytest.fixture(scope="module")

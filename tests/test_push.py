@@ -41,7 +41,7 @@ def test_without_a_login_nothing_is_pushed_and_it_says_why(hub, out, tmp_path):
 )
 def test_what_is_no_model_or_no_name_is_refused_before_the_hub_is_asked(out, tmp_path, folder, repo, message):
     from mergelab import MergeError
-    from mergelab.push import push
+    from mergelab.files.push import push
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text("{}")
@@ -54,7 +54,7 @@ def test_what_is_no_model_or_no_name_is_refused_before_the_hub_is_asked(out, tmp
 def test_the_page_pushes_with_the_visitors_login_and_draws_nothing_where_there_is_none(monkeypatch):
     import gradio as gr
 
-    from mergelab.lab import Lab
+    from mergelab.lab.lab import Lab
     from mergelab.page.push import draw_push, pushed
 
     asked, lab = [], Lab()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mergelab import MergeError
-from mergelab.questions import LONGEST, MOST, OWN, Questions, questions_from, questions_in
+from mergelab.scores.questions import LONGEST, MOST, OWN, Questions, questions_from, questions_in
 
 PAIRS = (("2 + 2 =", "4"), ("capital of France?", "Paris, of course"))
 

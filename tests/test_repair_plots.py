@@ -5,8 +5,8 @@ import math
 import plotly.graph_objects as go
 import pytest
 
-from mergelab import repair_plots as plots
-from mergelab.lab_repair import story
+from mergelab.lab.repair import story
+from mergelab.plots import repair as plots
 from mergelab.report import Channels, RepairReport
 
 

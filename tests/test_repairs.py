@@ -17,7 +17,7 @@ from mergelab.model import Running, running
 from mergelab.repair import applied, fit, joined, sites, statistics
 from mergelab.repair.calibration import batches_of, check_vocabulary, greedy, read_samples
 from mergelab.repair.control import check_coordinates, own_channels
-from mergelab.repairs import Order, Wanted, repair_table, repairs, worn
+from mergelab.repair.job import Order, Wanted, repair_table, repairs, worn
 from mergelab.report import RepairReport
 from mergelab.tasks import exact_match, tasks
 

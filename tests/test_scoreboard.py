@@ -9,17 +9,19 @@ import pytest
 import torch
 from making import finished, noise, recipe_of, write_model
 
-from mergelab import Expert, MergeError, Recipe, inspect, plan, plots_compare, plots_scores
-from mergelab.checkpoint import Checkpoint
-from mergelab.compare import compared
-from mergelab.lab import Lab, own_questions, saved_table
+from mergelab import Expert, MergeError, Recipe, inspect, plan
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.lab.lab import Lab, own_questions, saved_table
 from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
 from mergelab.model import running
-from mergelab.questions import Questions
-from mergelab.scoreboard import Board
-from mergelab.scoring import TaskScore
-from mergelab.suggest import suggested_eta
-from mergelab.sweep_report import Point, SweepReport
+from mergelab.plots import compare as plots_compare
+from mergelab.plots import scores as plots_scores
+from mergelab.scores.compare import compared
+from mergelab.scores.questions import Questions
+from mergelab.scores.scoreboard import Board
+from mergelab.scores.scoring import TaskScore
+from mergelab.scores.suggest import suggested_eta
+from mergelab.scores.sweep_report import Point, SweepReport
 
 PAIR = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/german-lora")), "star", {"eta": 60.0})
 OWN = [Questions("mine", (("english: 21 =", "twenty-one"), ("english: 40 =", "forty")))]

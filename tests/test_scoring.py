@@ -9,9 +9,9 @@ from making import finished
 from mergelab import MergeError
 from mergelab.assets import bundled
 from mergelab.model import Running, answer, running
-from mergelab.questions import Questions
-from mergelab.scoreboard import Board
-from mergelab.scoring import TaskScore, mean_score, scored, sign_test, wilson
+from mergelab.scores.questions import Questions
+from mergelab.scores.scoreboard import Board
+from mergelab.scores.scoring import TaskScore, mean_score, scored, sign_test, wilson
 from mergelab.tasks import exact_match, tasks
 
 

@@ -6,8 +6,8 @@ from making import merged, noise, recipe_of, tiny, write_adapter, write_model
 
 from mergelab import MergeError
 from mergelab.assets import bundled
-from mergelab.plan import plan
-from mergelab.sources import folder_of, revision_of
+from mergelab.files.sources import folder_of, revision_of
+from mergelab.planning.plan import plan
 
 
 def command_line(tmp_path, address, base, expert, **env):

@@ -8,11 +8,12 @@ import torch
 from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
-from mergelab import MergeError, inspect, plan, store
+from mergelab import MergeError, inspect, plan
 from mergelab.maths import spectral
 from mergelab.maths.inner import unmoved
 from mergelab.maths.spectral import LowRank, no_vectors
-from mergelab.store import Lookups, Store, shared_store
+from mergelab.merging import store
+from mergelab.merging.store import Lookups, Store, shared_store
 
 MATRIX = noise(100, 130, dtype=torch.float32)
 

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, Knob, MergeError, Recipe, merge, plan
 from mergelab.__main__ import main
-from mergelab.knobs import EXPERTS, MOST_POINTS, checked_values, knobs_of, sensible_range, spread, values_from
-from mergelab.lab import Lab, own_questions
-from mergelab.resident import Resident, places_of
-from mergelab.scoring import TaskScore
-from mergelab.sweep import at, sweep, written
-from mergelab.sweep_report import Point, SweepReport, verdict
+from mergelab.lab.lab import Lab, own_questions
+from mergelab.scores.knobs import EXPERTS, MOST_POINTS, checked_values, knobs_of, sensible_range, spread, values_from
+from mergelab.scores.resident import Resident, places_of
+from mergelab.scores.scoring import TaskScore
+from mergelab.scores.sweep import at, sweep, written
+from mergelab.scores.sweep_report import Point, SweepReport, verdict
 
 TRIO = tuple(Expert(f"numbers/{name}") for name in ("french", "german", "english-lora"))
 STAR = Recipe("numbers/base", TRIO, "star", {"eta": 40.0})

@@ -10,8 +10,8 @@ from torch import Tensor
 from mergelab.align.alignment import Alignment, Batches, alignment
 from mergelab.align.pair import pair_of
 from mergelab.align.selftest import selftest
-from mergelab.checkpoint import Checkpoint, Entry, read_json
 from mergelab.errors import MergeError
+from mergelab.files.checkpoint import Checkpoint, Entry, read_json
 
 
 class InCoordinates(Mapping[str, Tensor]):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.checkpoint import Checkpoint
 from mergelab.errors import MergeError
+from mergelab.files.checkpoint import Checkpoint
 from mergelab.maths.heads import HeadProducts, head_products
 from mergelab.symmetry import Element, Group, Heads, Slot, Symmetry, Units, symmetry_of
 

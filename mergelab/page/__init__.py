@@ -9,8 +9,8 @@ import os
 import gradio as gr
 
 from mergelab.assets import ASSETS
-from mergelab.lab import Lab
-from mergelab.lab_repair import RepairLab
+from mergelab.lab.lab import Lab
+from mergelab.lab.repair import RepairLab
 from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form

@@ -6,16 +6,18 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import plots, plots_compare, plots_scores
-from mergelab.compare import Comparison
 from mergelab.errors import MergeError
-from mergelab.lab import Lab, Run, comparison_key, own_questions, saved_table
+from mergelab.lab.lab import Lab, Run, comparison_key, own_questions, saved_table
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.scores_tab import Asked
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
-from mergelab.recipe import Recipe
+from mergelab.plots import compare as plots_compare
+from mergelab.plots import scores as plots_scores
+from mergelab.plots import spectra as plots
+from mergelab.recipes.recipe import Recipe
+from mergelab.scores.compare import Comparison
 from mergelab.step import Step
 from mergelab.table import cell
 

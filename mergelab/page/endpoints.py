@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab import Lab
-from mergelab.lab_repair import RepairLab
-from mergelab.outcome import Trial
-from mergelab.recipe import Recipe
+from mergelab.lab.lab import Lab
+from mergelab.lab.repair import RepairLab
+from mergelab.recipes.recipe import Recipe
+from mergelab.repair.outcome import Trial
 
 
 def publish(lab: Lab, repairs: RepairLab) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mergelab.errors import MergeError
-from mergelab.varying import elsewhere, shown, well_formed
+from mergelab.recipes.varying import elsewhere, shown, well_formed
 
 _LINE = re.compile(r"\s*(?P<setting>\w+)\s*=\s*(?P<value>.+?)\s+in\s+(?P<filter>\S.*?)\s*")
 _PLACED = re.compile(r"(?P<layer>.*?(?:^|\.)\d+\.)(?P<kind>.+)")

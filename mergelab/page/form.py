@@ -9,13 +9,13 @@ import yaml
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
-from mergelab.lab import START, Lab
-from mergelab.mergekit_yaml import number
+from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import LIGHT, saying, told
-from mergelab.recipe import DTYPES, Expert, Recipe
-from mergelab.varying import mapped, shown, well_formed
+from mergelab.recipes.mergekit_yaml import number
+from mergelab.recipes.recipe import DTYPES, Expert, Recipe
+from mergelab.recipes.varying import mapped, shown, well_formed
 
 # What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
 FAMILIES = {

@@ -6,12 +6,12 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab import Lab
+from mergelab.lab.lab import Lab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.telling import LIGHT, told
-from mergelab.recipe import Recipe
-from mergelab.varying import shown
+from mergelab.recipes.recipe import Recipe
+from mergelab.recipes.varying import shown
 
 LOOK = "To go back to one of these merges, click its row, or choose it here, and load its settings into the form."
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import plots
-from mergelab.lab import Lab, Run, Score, Step, own_tasks, zipped
-from mergelab.lab_repair import RepairLab
+from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks, zipped
+from mergelab.lab.repair import RepairLab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.history import History, draw_history, settings_in_words
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
+from mergelab.plots import spectra as plots
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "

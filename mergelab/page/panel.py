@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.assets import ASSETS
-from mergelab.plots import PLOTLY_JS
+from mergelab.plots.spectra import PLOTLY_JS
 
 PANEL_JS = ASSETS / "panel.js"
 PAGE_CSS = ASSETS / "page.css"

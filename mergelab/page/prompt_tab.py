@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab import Lab
-from mergelab.lab_repair import RepairLab, lines_in
+from mergelab.lab.lab import Lab
+from mergelab.lab.repair import RepairLab, lines_in
 from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, told

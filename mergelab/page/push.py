@@ -4,7 +4,7 @@ import os
 
 import gradio as gr
 
-from mergelab.lab import Lab
+from mergelab.lab.lab import Lab
 from mergelab.page.telling import PRIVATE, saying, told
 
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import repair_plots as plots
-from mergelab.lab import Step
-from mergelab.lab_repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
-from mergelab.outcome import Outcome, Trial
+from mergelab.lab.lab import Step
+from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
-from mergelab.stories import ALIGN, LEFT, STORIES
+from mergelab.plots import repair as plots
+from mergelab.repair.outcome import Outcome, Trial
+from mergelab.repair.stories import ALIGN, LEFT, STORIES
 
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]
 TARGETS = [("TACT: each task's own expert", "task"), ("REPAIR: the mean of all experts", "mean")]

@@ -1,9 +1,9 @@
 """What the Repair tab says: what to look for in each picture, and what a run shows, with its own numbers."""
 
-from mergelab import repair_plots as plots
-from mergelab.outcome import Outcome
+from mergelab.plots import repair as plots
+from mergelab.repair.outcome import Outcome
+from mergelab.repair.stories import STORIES
 from mergelab.report import RepairReport
-from mergelab.stories import STORIES
 
 LOOK_VARIANCE = (
     "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and what "

@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import plots, plots_scores
-from mergelab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab, saved_table
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
-from mergelab.questions import MEASURES, Questions, questions_from, questions_in
-from mergelab.scoreboard import Board
+from mergelab.plots import scores as plots_scores
+from mergelab.plots import spectra as plots
+from mergelab.scores.questions import MEASURES, Questions, questions_from, questions_in
+from mergelab.scores.scoreboard import Board
 from mergelab.step import Step
 from mergelab.table import cell
 

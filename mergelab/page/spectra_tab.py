@@ -5,18 +5,18 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import plots
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
-from mergelab.lab import Lab, Step, saved_analysis, start_analysis
+from mergelab.lab.lab import Lab, Step, saved_analysis, start_analysis
 from mergelab.page.form import Form
 from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
-from mergelab.recipe import Recipe
+from mergelab.plots import spectra as plots
+from mergelab.recipes.recipe import Recipe
+from mergelab.recipes.varying import elsewhere
 from mergelab.report import Report
-from mergelab.suggest import suggested_eta
-from mergelab.varying import elsewhere
+from mergelab.scores.suggest import suggested_eta
 
 LOOK_HEAT = (
     "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "

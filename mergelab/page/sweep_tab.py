@@ -5,19 +5,20 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab import plots, plots_scores
 from mergelab.errors import MergeError
-from mergelab.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
-from mergelab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab, saved_table
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.scores_tab import Asked
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
-from mergelab.recipe import Recipe
+from mergelab.plots import scores as plots_scores
+from mergelab.plots import spectra as plots
+from mergelab.recipes.recipe import Recipe
+from mergelab.scores.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
+from mergelab.scores.suggest import suggested_eta
+from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
-from mergelab.suggest import suggested_eta
-from mergelab.sweep_report import SweepReport, verdict
 from mergelab.table import cell
 
 LOOK = (

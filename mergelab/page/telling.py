@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab import Step
+from mergelab.lab.lab import Step
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LIGHT: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # queued: gradio shows no error of an event that is not

@@ -8,10 +8,10 @@ import torch
 import yaml
 from torch import nn
 
-from mergelab.checkpoint import FLOATS, INDEX, Checkpoint
 from mergelab.errors import MergeError
+from mergelab.files.checkpoint import FLOATS, INDEX, Checkpoint
+from mergelab.merging.output import companions, sha256_of
 from mergelab.model import Running, takes_biases, with_biases
-from mergelab.output import companions, sha256_of
 from mergelab.repair.fold import Folded, fold
 from mergelab.repair.patch import Patch
 from mergelab.repair.statistics import Batch

@@ -1,0 +1,63 @@
+"""The command `mergelab sweep`: one setting of a recipe over a range, as a table, a verdict, CSV and JSON."""
+
+import argparse
+import json
+import sys
+from collections.abc import Generator
+from contextlib import closing
+
+from mergelab.lab.lab import Lab
+from mergelab.recipes.recipe import Recipe
+from mergelab.scores.knobs import values_from
+from mergelab.scores.questions import MEASURES, questions_in
+from mergelab.scores.sweep_report import SweepReport, verdict
+from mergelab.step import Step
+from mergelab.table import aligned, csv_text, written_to
+
+
+def add_sweep(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    verb = verbs.add_parser("sweep", help="score one setting over a range; writes no model")
+    verb.add_argument("recipe", metavar="RECIPE.yaml")
+    verb.add_argument("--knob", required=True, help="a number of the method (eta, drop, …), or 'experts': how many")
+    verb.add_argument("--values", required=True, help="10:100:10 (from, to, step) or 10,20,50")
+    verb.add_argument("--prompts", metavar="FILE", help="yours (.txt, .csv, .jsonl), instead of the bundled tasks")
+    verb.add_argument("--measure", choices=MEASURES, default=MEASURES[0], help="of your prompts (default: %(default)s)")
+    verb.add_argument("--csv", metavar="FILE", help="write the table there")
+    verb.add_argument("--json", metavar="FILE", help="write everything there, each point's recipe included")
+    verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    verb.set_defaults(verb=_sweep)
+
+
+def _sweep(asked: argparse.Namespace) -> None:
+    recipe, values = Recipe.read(asked.recipe), values_from(asked.values)
+    own = questions_in(asked.prompts, asked.measure) if asked.prompts else None
+    report = _followed(Lab(device=asked.device).sweep(recipe, asked.knob, values, own))
+    table = report.table()
+    print(aligned(*table))
+    print(verdict(report))
+    for note in report.notes:
+        print(f"note: {note}")
+    if asked.csv:
+        written_to(asked.csv, csv_text(*table))
+    if asked.json:
+        written_to(asked.json, json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+
+
+def _followed(job: Generator[Step, None, SweepReport]) -> SweepReport:
+    """Walk the sweep to its end, with a progress line on a terminal."""
+    with closing(job):
+        try:
+            while True:
+                step = next(job)
+                _show_progress(f"{step.done}/{step.total} {step.name}")
+        except StopIteration as end:
+            return end.value
+        finally:
+            _show_progress("")
+
+
+def _show_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()

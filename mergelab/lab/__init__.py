@@ -1,0 +1,1 @@
+"""The verbs that the page may say, and what is remembered between clicks."""

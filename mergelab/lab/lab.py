@@ -1,0 +1,320 @@
+"""The verbs that the page may say, and what is remembered between two clicks: analyses, merges, loaded models.
+
+Long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
+"""
+
+import csv
+import hashlib
+import shutil
+import tempfile
+import threading
+import weakref
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergelab.assets import ASSETS, bundled
+from mergelab.errors import MergeError
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.push import push
+from mergelab.files.sources import folder_of
+from mergelab.merging.devices import device_named
+from mergelab.merging.merge import inspect, merge
+from mergelab.model import Running, answer, running
+from mergelab.planning.check import Check, check
+from mergelab.planning.plan import plan
+from mergelab.recipes.recipe import Expert, Recipe
+from mergelab.report import LayerReport, Report
+from mergelab.scores.compare import Comparison, compared
+from mergelab.scores.questions import Questions
+from mergelab.scores.scoreboard import Board, scoreboard
+from mergelab.scores.scoring import TaskScore, scored
+from mergelab.scores.sweep import sweep
+from mergelab.scores.sweep_report import SweepReport
+from mergelab.step import Step
+from mergelab.table import csv_text
+from mergelab.tasks import Task, exact_match, own_task
+
+Made = TypeVar("Made")
+START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
+SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
+
+
+@dataclass(frozen=True)
+class Run:
+    """A merge that was made: its recipe, its report and the folder that holds it."""
+
+    recipe: Recipe
+    report: Report
+    folder: Path
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the weights: the file's own, or that of the list of the shards' hashes."""
+        digests = list(self.report.sha256.values())
+        return digests[0] if len(digests) == 1 else "+".join(digest[:8] for digest in digests)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact match on one task's held-out prompts, 0…1: the base, the expert of that task, the merged model."""
+
+    task: str
+    base: float
+    expert: float
+    merged: float
+    prompts: int
+
+
+class Kept(OrderedDict[str, Made]):
+    """The last few things that were made, by key; the one unused for longest goes first."""
+
+    def __init__(self, most: int, gone: Callable[[Made], None] = lambda thing: None):
+        super().__init__()
+        self.most, self.gone, self.lock = most, gone, threading.RLock()
+
+    def get_or_make(self, key: str, make: Callable[[], Made]) -> Made:
+        with self.lock:
+            if key not in self:
+                self.keep(key, make())
+            self.move_to_end(key)
+            return self[key]
+
+    def keep(self, key: str, thing: Made) -> None:
+        with self.lock:
+            self[key] = thing
+            while len(self) > self.most:
+                self.gone(self.popitem(last=False)[1])
+
+
+class Lab:
+    """One process's laboratory. runs: the folder for what is merged; by default a temporary one."""
+
+    def __init__(self, runs: Path | None = None, device: str = "auto"):
+        self.folder = runs or Path(tempfile.mkdtemp(prefix="mergelab-"))
+        if runs is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.device = device
+        self.analyses: Kept[Report] = Kept(16)
+        self.runs: Kept[Run] = Kept(12, gone=lambda run: shutil.rmtree(run.folder.parent, ignore_errors=True))
+        self._models: Kept[Running] = Kept(4)
+        self._scores: dict[tuple[str, str], float] = {}
+        self._task_scores: Kept[TaskScore] = Kept(512)
+        self.comparisons: Kept[Comparison] = Kept(8)
+
+    def check(self, recipe: Recipe) -> Check:
+        """What can be said of a recipe without reading weights; never a MergeError."""
+        return check(recipe)
+
+    def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
+        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""
+        work = plan(recipe)
+        full = replace(recipe, settings=work.settings)
+        if full.hash not in self.analyses:
+            self.analyses.keep(
+                full.hash, (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names)))
+            )
+        return self.analyses[full.hash]
+
+    def merge(self, recipe: Recipe) -> Generator[Step, None, Run]:
+        """Merge into a folder of its own. Returns the Run; kept under its weights' hash."""
+        work = plan(recipe)
+        home = Path(tempfile.mkdtemp(prefix=f"{recipe.hash}-", dir=self.folder))
+        try:
+            out = home / f"{recipe.method}-{len(recipe.experts)}-experts"
+            report = yield from _counted(merge(work, out, self._device()), len(work.names))
+        except BaseException:
+            shutil.rmtree(home, ignore_errors=True)
+            raise
+        run = Run(replace(recipe, settings=work.settings), report, out)
+        self.runs.keep(home.name, run)
+        return run
+
+    def push(self, run: Run, repo: str, token: str) -> str:
+        """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
+        return push(run.folder, repo, token=token)
+
+    def run_named(self, key: str) -> Run:
+        """The run kept under a key (its folder's parent); MergeError if it has been dropped since."""
+        if key not in self.runs:
+            raise MergeError("That merge is not kept any more. Press Merge again.")
+        return self.runs[key]
+
+    def answers(self, folders: list[Path], prompt: str, **how) -> Iterator[list[str]]:
+        """The answers of several models to one prompt, one model after another: all texts so far, at each new piece."""
+        texts = [""] * len(folders)
+        for i, folder in enumerate(folders):
+            for texts[i] in answer(self._running(folder), prompt, **how):
+                yield list(texts)
+
+    def model_folder(self, source: str, base: str) -> Path:
+        """The folder of a source as a model of its own; an adapter is first written out in full."""
+        folder = folder_of(source) if "+" not in source or Path(source).is_dir() else None
+        if folder is not None and (folder / "config.json").is_file():
+            return folder
+        alone = Recipe(base, (Expert(source),), "linear")
+        out = self.folder / "adapters" / alone.hash / alone.names[0]
+        if not out.is_dir():
+            for _ in merge(plan(alone), out, self._device()):
+                pass
+        return out
+
+    def scores(self, run: Run) -> Iterator[Score]:
+        """Exact match of a run on the held-out prompts of its bundled experts' tasks; nothing for other experts."""
+        base, merged = folder_of(run.recipe.base), run.folder
+        for expert, task in own_tasks(run.recipe):
+            own = self.model_folder(expert.source, run.recipe.base)
+            yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
+
+    def sweep(
+        self, recipe: Recipe, knob: str, values: Sequence[float], asked: Sequence[Questions] | None = None
+    ) -> Generator[Step, None, SweepReport]:
+        """One knob over a range, each point scored in memory.
+
+        asked: None for the tasks of the bundled experts, an empty list for geometry alone.
+        """
+
+        def scorer(run: Running, spot: Recipe) -> Generator[str, None, tuple[TaskScore, ...]]:
+            return (yield from scored(run, own_questions(spot) if asked is None else asked))
+
+        wanted = own_questions(recipe) if asked is None else asked
+        return (yield from sweep(plan(recipe), knob, values, scorer if wanted else None, self._device()))
+
+    def scoreboard(
+        self,
+        recipe: Recipe,
+        merges: Mapping[str, Path | Running],
+        asked: Sequence[Questions] | None = None,
+        everyone: bool = False,
+    ) -> Generator[Step, None, Board]:
+        """Score base, experts, and whatever else can run: a name with its folder, or with the model itself.
+
+        asked: None for the tasks of the bundled experts, where each expert has to pass its own alone, unless
+        `everyone` is to do all. A Step's `made` is the Board so far.
+        """
+        questions = own_questions(recipe) if asked is None else list(asked)
+        if not questions:
+            raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
+        experts = {name: expert.source for name, expert in zip(recipe.names, recipe.experts)}
+        models = {"base": recipe.base, **experts, **merges}
+        own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
+        free = everyone or asked is not None
+        work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
+        keys = {(m, q): (str(models[m]), recipe.base, q) for m, q in work if not isinstance(models[m], Running)}
+        known = {pair: self._task_scores[key] for pair, key in keys.items() if key in self._task_scores}
+        board = yield from scoreboard(
+            {name: partial(self._made_to_run, model, recipe.base) for name, model in models.items()},
+            tuple(experts),
+            work,
+            known,
+        )
+        for (model, wanted), key in keys.items():
+            self._task_scores.keep(key, board.scores[model, wanted.task])
+        return board
+
+    def _made_to_run(self, model: str | Path | Running, base: str) -> Running:
+        if isinstance(model, Running):
+            return model
+        return self._running(self.model_folder(model, base) if isinstance(model, str) else model)
+
+    def compare(self, one: Run, other: Run) -> Generator[Step, None, Comparison]:
+        """The files of two merges of one base, tensor by tensor; kept under both their folders."""
+        key = comparison_key(one, other)
+        if key not in self.comparisons:
+            if folder_of(one.recipe.base).resolve() != folder_of(other.recipe.base).resolve():
+                raise MergeError(
+                    f"'{one.recipe.base}' is the base of one and '{other.recipe.base}' that of the other. "
+                    "Only merges of one base can be compared."
+                )
+            base = Checkpoint(folder_of(one.recipe.base), one.recipe.base)
+            pair = (Checkpoint(run.folder, run.folder.name) for run in (one, other))
+            names, wanted = ([layer.name for layer in some] for some in (one.report.layers, one.report.decomposed))
+            self.comparisons.keep(key, (yield from compared(base, *pair, names, wanted)))
+        return self.comparisons[key]
+
+    def _score(self, folder: Path, task: Task) -> float:
+        key = str(folder), task.name
+        if key not in self._scores:
+            run = self._running(folder)
+            self._scores[key] = float(exact_match(run.model, run.tokenizer, task.test).float().mean())
+        return self._scores[key]
+
+    def _running(self, folder: Path) -> Running:
+        return self._models.get_or_make(str(folder), lambda: running(folder))
+
+    def _device(self):
+        return device_named(self.device)
+
+
+def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
+    """The bundled tasks that a recipe's experts were trained for, each with its expert."""
+    family = recipe.base.partition("/")[0]
+    mine = [expert for expert in recipe.experts if recipe.base in bundled() and expert.source.startswith(f"{family}/")]
+    return [(expert, task) for expert in mine if (task := own_task(expert.source))]
+
+
+def comparison_key(one: Run, other: Run) -> str:
+    """What a comparison of two runs is kept under."""
+    return f"{one.folder}|{other.folder}"
+
+
+def own_questions(recipe: Recipe) -> list[Questions]:
+    """The held-out prompts of a recipe's bundled experts, task by task; nothing for other experts."""
+    found = {task.name: Questions(task.name, task.test) for _, task in own_tasks(recipe)}
+    return list(found.values())
+
+
+def zipped(folder: Path) -> Path:
+    """All files of a folder as one uncompressed zip beside it (weights do not compress)."""
+    path = folder.with_suffix(".zip")
+    if not path.is_file():
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"{folder.name}/{file.name}")
+    return path
+
+
+def _counted(job: Generator[LayerReport, None, Report], total: int) -> Generator[Step, None, Report]:
+    """The job with its LayerReports as Steps."""
+    done = 0
+    try:
+        while True:
+            layer = next(job)
+            done += 1
+            yield Step(done, total, layer.name)
+    except StopIteration as end:
+        return end.value
+    finally:
+        job.close()
+
+
+def start_analysis(lab: Lab) -> Report:
+    """The analysis that the page opens with: shipped, so that the first picture waits for nothing."""
+    report = Report.from_json(SHIPPED.read_text(encoding="utf-8"))
+    lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
+    return report
+
+
+def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as a CSV file to download; its path."""
+    text = csv_text(headers, rows)
+    path = lab.folder / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
+
+
+def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:
+    """An analysis as files to download: its table as CSV, all of it as JSON."""
+    folder = lab.folder / "analyses" / Recipe.from_dict(report.recipe).hash
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "mergelab-analysis.csv", folder / "mergelab-analysis.json"
+    with open(paths[0], "w", newline="", encoding="utf-8") as file:
+        headers, rows = report.table()
+        csv.writer(file).writerows([headers, *rows])
+    paths[1].write_text(report.to_json(), encoding="utf-8")
+    return paths

@@ -1,0 +1,142 @@
+"""A model as a LoRA adapter of its base: the best approximation of every matrix's change at a rank, and what it costs.
+
+With Δ = W - W_0 and U_r its leading left singular vectors: B = U_r, A = U_rᵀ Δ, and so B A = U_r U_rᵀ Δ, the nearest
+matrix of rank r (Eckart and Young). Written as peft reads it, with lora_alpha = r, so that nothing is scaled.
+"""
+
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.sources import folder_of
+from mergelab.maths.spectral import factors
+from mergelab.merging.output import new_folder
+from mergelab.planning.fit import fit, fitted
+from mergelab.planning.plan import is_matrix, is_table, names_to_merge, opened_base
+
+_STORES_IN_OUT = ("gpt2", "openai-gpt")  # their matrices are Conv1D's: (in, out)
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What was exported. errors: tensor -> ‖Δ - B A‖ / ‖Δ‖, 0…1. left_out: what changed and is not in the adapter."""
+
+    model: str
+    base: str
+    rank: int
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """The largest error."""
+        return max(self.errors.values(), default=0.0)
+
+
+def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[tuple[str, float], None, LoraReport]:
+    """Write `model` as an adapter of `base` to the new folder `out`. Yields each matrix with its error.
+
+    MergeError if the two do not fit, or nothing differs.
+    """
+    if type(rank) is not int or rank < 1:
+        raise MergeError(f"The rank of an adapter must be a whole number, at least 1, not {rank!r}.")
+    start, end = opened_base(base), Checkpoint(folder_of(model), model)
+    names = names_to_merge(start)
+    found = fit(Path(model).name, end, start, names, "refuse", "refuse")
+    if found.problems:
+        raise MergeError(found.problems[0])
+    end = fitted(end, start, found)
+    tensors: dict[str, Tensor] = {}
+    ranks, errors, left_out = {}, {}, {}
+    with new_folder(out) as folder:
+        for name in names:
+            delta = end[name].double() - start[name].double()
+            if not delta.any():
+                continue
+            if why := _unfit(name, delta, start):
+                left_out[name] = f"{why}; its change is {_share(delta, start[name]):.2g} of its size"
+                continue
+            a, b, errors[name] = _pair(delta.T if start.config.get("model_type") in _STORES_IN_OUT else delta, rank)
+            module, ranks[name] = f"base_model.model.{name.removesuffix('.weight')}", len(a)
+            tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            yield name, errors[name]
+        if not tensors:
+            raise MergeError(f"No matrix of '{model}' differs from '{base}': there is nothing to export.")
+        report = LoraReport(model, base, rank, ranks, errors, left_out)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        _write_papers(folder, report, start.config.get("model_type") in _STORES_IN_OUT)
+    return report
+
+
+def _unfit(name: str, delta: Tensor, base: Checkpoint) -> str:
+    """Why a tensor is none that LoRA holds; empty if it is one."""
+    head = name.endswith("lm_head.weight")
+    if not (name.endswith(".weight") and is_matrix(delta.shape)):
+        return "no matrix of a linear layer"
+    return "a table of embeddings or positions" if is_table(name) and not head else ""
+
+
+def _pair(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """A (r, in) and B (out, r) in float32, and the relative error of B A."""
+    found = factors(delta, lambda values: rank)
+    vectors = found.vectors[:, :rank]
+    b, a = (vectors, vectors.T @ delta) if found.left else (delta @ vectors, vectors.T)
+    b, a = b.float().contiguous(), a.float().contiguous()
+    return a, b, float(torch.linalg.norm(delta - b.double() @ a.double()) / torch.linalg.norm(delta))
+
+
+def _share(delta: Tensor, base: Tensor) -> float:
+    return float(torch.linalg.vector_norm(delta) / max(float(torch.linalg.vector_norm(base.double())), 1e-30))
+
+
+def _write_papers(folder: Path, report: LoraReport, stores_in_out: bool) -> None:
+    modules = {name.removesuffix(".weight"): rank for name, rank in report.ranks.items()}
+    other = {module: rank for module, rank in modules.items() if rank != report.rank}
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": report.base,
+        "r": report.rank,
+        "lora_alpha": report.rank,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(modules),
+        "fan_in_fan_out": stores_in_out,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+    _write(folder / "adapter_config.json", json.dumps(config, indent=2))
+    _write(folder / "report.json", json.dumps(asdict(report), indent=1))
+    _write(folder / "README.md", _card(report))
+
+
+def _card(report: LoraReport) -> str:
+    left = "\n".join(f"- `{name}`: {why}" for name, why in report.left_out.items()) or "Nothing."
+    return f"""---
+base_model: {json.dumps(report.base)}
+library_name: peft
+tags: [lora, mergelab]
+---
+
+# `{Path(report.model).name}` as a LoRA adapter of rank {report.rank}
+
+Made with mergelab from the difference of two models. The largest relative error of a matrix's change is
+{report.worst:.2g}; report.json has them all.
+
+## Changed, and not in this adapter
+
+{left}"""
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes((text + "\n").encode("utf-8"))

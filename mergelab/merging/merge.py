@@ -1,0 +1,186 @@
+"""The loop: read one tensor of everyone, merge it on the accelerator, measure it, write it, say so.
+
+Two generators walk it: `inspect` measures and writes nothing, `merge` writes a Hugging Face folder. Both yield a
+LayerReport per tensor as it is done, and return a Report with all of them in the plan's order; closing one early leaves
+nothing behind.
+"""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergelab.errors import MergeError
+from mergelab.maths.inner import finite, is_unmoved, unmoved
+from mergelab.merging.devices import Team, team, workers_for
+from mergelab.merging.diagnosis import diagnosis, remarks
+from mergelab.merging.inputs import inputs
+from mergelab.merging.journal import fingerprint
+from mergelab.merging.measure import Measures
+from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
+from mergelab.merging.store import Lookups, shared_store
+from mergelab.merging.walk import costs, parts, rows_at_a_time, walked
+from mergelab.method import Layer, Merged
+from mergelab.planning.plan import Plan
+from mergelab.report import LayerReport, Report
+
+Progress = Generator[LayerReport, None, Report]
+
+
+def inspect(
+    plan: Plan, device: torch.device | str = "cpu", workers: int | None = None, diagnose: bool = False
+) -> Progress:
+    """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core).
+
+    diagnose: more facts (diagnosis.py), at more cost.
+    """
+    started, crew = time.monotonic(), team()
+    job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
+    layers = yield from _shared(job, crew, {}, workers)
+    return _report(plan, layers, started, device, job.kept.notes)
+
+
+def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
+    """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all.
+
+    What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
+    """
+    started, crew, mark = time.monotonic(), team(), fingerprint(plan, device)
+    with ExitStack() as stack:
+
+        def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
+            notes = remove_leftovers(out, mark)
+            folder = stack.enter_context(new_folder(out, mark, stays=crew.goes_on_after))
+            return folder, Weights(folder, plan).begin(), notes
+
+        folder, done, notes = crew.from_first(begun)
+        job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
+        layers = yield from _shared(job, crew, done, workers)
+        notes = (*notes, *_taken_over(done), *job.kept.notes)
+        report = _report(plan, layers, started, device, notes)
+        if crew.is_first:
+            report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan))
+            write_papers(folder, plan, report)
+    return report
+
+
+def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int | None) -> Generator:
+    """Walk this process's share of what is not done yet; the LayerReports of all processes."""
+    yield from done.values()
+    left = {name: cost for name, cost in costs(job.plan).items() if name not in done}
+    mine, layers = {name: left[name] for name in crew.share(left)}, []
+    try:
+        for layer in walked(mine, job.done, workers_for(job.device, workers)):
+            layers.append(layer)
+            yield layer
+    except Exception as error:
+        crew.fail(error)
+    shares = crew.gathered(layers)
+    yield from (layer for rank, share in enumerate(shares) if rank != crew.rank for layer in share)
+    return [*done.values(), *(layer for share in shares for layer in share)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each tensor."""
+
+    plan: Plan
+    device: torch.device | str
+    kept: Lookups
+    weights: Weights | None = None  # None: look, and write nothing
+    diagnose: bool = False
+
+    def done(self, name: str) -> LayerReport:
+        """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
+        measures = Measures(self.plan.recipe.names)
+        for rows in [None] if self.diagnose else parts(self.plan, name):
+            layer = self.kept.layer(self.plan.layer(name, self.device, rows))
+            merged = merged_layer(self.plan, layer)
+            measures.add(layer, merged)
+            if self.weights:
+                self._put(layer, merged, rows.start if rows else 0)
+        report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
+        if self.weights:
+            self.weights.note(report)
+        if self.diagnose:
+            found = diagnosis(layer, merged, self.plan.written_dtype(name))
+            report = replace(report, facts={**report.facts, **found, **merged.facts})
+        return report
+
+    def _put(self, layer: Layer, merged: Merged, first: int) -> None:
+        """Write base plus delta, a few rows at a time, so that the sum of a large table takes no memory."""
+        if not layer.base.dim():
+            return self.weights.put(layer.name, layer.base + merged.delta)
+        step = rows_at_a_time(layer.base.shape)
+        for start in range(0, max(1, len(layer.base)), step):
+            some = slice(start, start + step)
+            self.weights.put(layer.name, layer.base[some] + merged.delta[some], first + start)
+
+
+def merged_layer(plan: Plan, layer: Layer) -> Merged:
+    """What the plan makes of one layer; MergeError if it fits neither into memory nor into numbers."""
+    if all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
+        return still
+    try:
+        merged = plan.method(layer, **plan.settings_at(layer.name))
+        for step, settings in plan.steps:
+            merged = step(layer, merged, **settings)
+    except torch.OutOfMemoryError:
+        raise MergeError(f"The device has no memory left for '{layer.name}'. Use '--device cpu'.") from None
+    if not finite(merged.delta):
+        raise MergeError(f"The merged '{layer.name}' exceeds the range of floating-point numbers: use smaller weights.")
+    return merged
+
+
+def _still(plan: Plan, layer: Layer) -> Merged | None:
+    """What the method makes of a tensor that no expert has changed; None if it would change it even so.
+
+    One entry stands for all of them: where nothing moves, no entry differs from another but in the base.
+    """
+    base = layer.base.new_ones((1,) * layer.base.dim())
+    one = replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas), factorise=None)
+    said = plan.method(one, **plan.settings_at(layer.name))
+    return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
+
+
+def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
+    return (f"{len(done)} tensors were finished by a run that was broken off, and are taken from it.",) * bool(done)
+
+
+def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, notes: tuple[str, ...]) -> Report:
+    place = {name: i for i, name in enumerate(plan.names)}
+    known = [expert.name for expert in plan.experts if expert.checkpoint is plan.base]
+    notes = (*plan.notes, *remarks(layers, plan.recipe.names, known), *notes)
+    return Report(
+        recipe=replace(plan.recipe, settings=plan.settings).to_dict(),
+        experts=plan.recipe.names,
+        layers=tuple(sorted(layers, key=lambda layer: place[layer.name])),
+        skipped=dict(plan.skipped),
+        alignment=plan.alignment,
+        notes=(*notes, *_still_ones(layers, plan)),
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory_mb=_peak_memory_mb(),
+        device=str(device),
+        versions={package: version(package) for package in ("torch", "numpy", "safetensors")},
+    )
+
+
+def _still_ones(layers: list[LayerReport], plan: Plan) -> list[str]:
+    """A note on the tensors that nobody has changed, where some are."""
+    count = sum(len(layer.equal_to_base) == len(plan.experts) for layer in layers)
+    return [f"{count} of {len(layers)} tensors are the base's own in every expert: copied, not computed."] * (count > 0)
+
+
+def _peak_memory_mb() -> float:
+    """The most memory that this process has held; 0 where the system does not say (Windows)."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        return 0.0
+    return round(getrusage(RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)

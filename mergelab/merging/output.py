@@ -1,0 +1,213 @@
+"""The folder that a merge writes: the base's files with new weights, a model card, the recipe, the report.
+
+It appears whole or not at all: all is written to a hidden folder beside it, which takes its place in one rename. Of a
+process that is killed the hidden folder stays, and the same merge to the same place goes on with it.
+"""
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.files.checkpoint import INDEX, SINGLE, Entry, ShardWriter, read_json
+from mergelab.files.shards import sharded
+from mergelab.files.sources import COMPANIONS
+from mergelab.files.tokenizer import write_tokenizer
+from mergelab.merging.card import model_card
+from mergelab.merging.inputs import sha256_of
+from mergelab.merging.journal import Journal
+from mergelab.planning.plan import Plan
+from mergelab.recipes.recipe import Expert
+from mergelab.report import LayerReport, Report
+
+_NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json")
+_LOCK = "lock"  # held by the process that merges, for as long as it lives
+
+
+@contextmanager
+def new_folder(
+    out: str | Path, mark: str | None = None, stays: Callable[[BaseException], bool] = lambda error: False
+) -> Iterator[Path]:
+    """A hidden folder to write in. It becomes `out` if the block ends well, and vanishes if not, unless it `stays`.
+
+    mark: twelve hex digits that tell this merge from others to the same place; what a killed one with the same mark
+    has left is there again (None: nobody ever goes on). MergeError if `out` exists and is not empty, or for whatever
+    the disk refuses.
+    """
+    place, missing = _free_place(out)
+    partial = place.with_name(f".{place.name}.{mark or uuid4().hex[:12]}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = _locked(partial)
+    except OSError as error:
+        _remove_empty(missing)
+        raise MergeError(_refusal(error, out)) from error
+    if lock is None:
+        raise MergeError(f"Another process is making this very merge at '{out}'. Wait for it, or name another folder.")
+    kept = False
+    try:
+        yield partial
+        (partial / _LOCK).unlink()
+        if place.is_dir():
+            place.rmdir()  # it is empty
+        partial.rename(place)
+    except OSError as error:
+        raise MergeError(_refusal(error, out)) from error
+    except BaseException as error:
+        kept = stays(error)
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
+            _remove_empty(missing)
+        lock.close()
+
+
+def remove_leftovers(out: str | Path, mark: str) -> tuple[str, ...]:
+    """Remove what killed merges of another mark have left of themselves beside `out`; a note if there was any."""
+    place, _ = _free_place(out)
+    ours, found = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}\.partial"), 0
+    for folder in place.parent.iterdir() if place.parent.is_dir() else ():
+        if ours.fullmatch(folder.name) and mark not in folder.name and (folder / _LOCK).is_file():
+            with suppress(OSError):
+                if lock := _locked(folder):
+                    shutil.rmtree(folder)
+                    lock.close()
+                    found += 1
+    return ("What another merge to this place had left unfinished was removed.",) * bool(found)
+
+
+def _free_place(out: str | Path) -> tuple[Path, list[Path]]:
+    """The path of `out`, and its parents that are not there; MergeError if it is taken."""
+    try:
+        place = Path(out).expanduser().resolve()
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise MergeError(f"'{out}' exists already. Name a new folder: nothing is overwritten.")
+        return place, [parent for parent in place.parents if not parent.exists()]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MergeError(_refusal(error, out)) from error
+
+
+def _remove_empty(parents: list[Path]) -> None:
+    for parent in parents:  # made for a folder that did not come to be
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _locked(folder: Path):
+    """The open lock of a folder, which the system lets go when this process ends; None if another one holds it."""
+    file = open(folder / _LOCK, "ab")  # noqa: SIM115  closed by the caller
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        return file
+
+
+def _refusal(error: Exception, out: str | Path) -> str:
+    if getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return f"The disk is full: '{out}' was not written. Free some space, or choose another folder."
+    return f"Cannot write '{out}': {getattr(error, 'strerror', None) or error}. Choose a folder that you may write to."
+
+
+class Weights:
+    """The weight files of the merged model: the base's names, shards and, unless the recipe says otherwise, dtypes.
+
+    rank: the number of this process among those that write into the same folder.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, rank: int = 0):
+        self.folder, self.plan, self.journal = folder, plan, Journal(folder, rank)
+        written = {*plan.names, *plan.copied}
+        entries = {n: e.cast(plan.recipe.written_dtype) for n, e in plan.base.entries.items() if n in written}
+        entries = sharded(entries, plan.recipe.shard_size)
+        shards: dict[str, dict[str, Entry]] = {}
+        for name, entry in entries.items():
+            shards.setdefault(entry.file, {})[name] = entry
+        self.entries = entries
+        self.writers = {file: ShardWriter(folder / file, shard) for file, shard in shards.items()}
+        self._digests: dict[str, hashlib._Hash] = {}  # of tensors that are being written
+
+    def begin(self) -> dict[str, LayerReport]:
+        """Make the files. What of them is finished already, by the same merge before it was killed."""
+        if all(writer.is_there for writer in self.writers.values()):
+            known = {name: entry for name, entry in self.journal.finished().items() if name in self.entries}
+            return {name: layer for name, (layer, digest) in known.items() if self._writer(name).digest(name) == digest}
+        self.journal.clear()
+        for writer in self.writers.values():
+            writer.create()
+        return {}
+
+    def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
+        """Write one merged tensor in its place, or its rows from `first` on."""
+        self._writer(name).put(name, tensor, first, self._digests.setdefault(name, hashlib.sha256()))
+
+    def note(self, layer: LayerReport) -> None:
+        """Write down that all of a tensor is there."""
+        self.journal.add(layer, self._digests.pop(layer.name).hexdigest())
+
+    def _writer(self, name: str) -> ShardWriter:
+        return self.writers[self.entries[name].file]
+
+    def finish(self) -> dict[str, str]:
+        """Copy what is not merged, write the index that several files need. The sha256 of each weight file."""
+        for name in self.plan.copied:
+            self._writer(name).put(name, self.plan.base[name])
+        self.journal.clear()
+        if [*self.writers] != [SINGLE]:
+            size = sum(writer.size for writer in self.writers.values())
+            index = {"metadata": {"total_size": size}, "weight_map": {n: e.file for n, e in self.entries.items()}}
+            _write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        return {file: sha256_of(self.folder / file) for file in sorted(self.writers)}
+
+
+def write_papers(folder: Path, plan: Plan, report: Report) -> None:
+    """Write everything beside the weights: configuration, tokenizer, model card, recipe, report."""
+    for path in companions(plan.base.folder):
+        shutil.copyfile(path, folder / path.name)
+    write_tokenizer(folder, plan.tokenizer, plan.template)
+    if plan.recipe.written_dtype and (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(keys, plan.recipe.written_dtype)
+        _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    recipe = replace(plan.recipe, settings=plan.settings, experts=_portable(plan))
+    _write_text(folder / "recipe.yaml", recipe.to_yaml())
+    _write_text(folder / "report.json", report.to_json())
+    _write_text(folder / "README.md", model_card(recipe, plan.method, report, plan.folders))
+
+
+def _portable(plan: Plan) -> tuple[Expert, ...]:
+    """The experts as mergekit takes them: an adapter stands behind the base that it is laid upon."""
+    alone = [expert.checkpoint is None and "+" not in e.source for e, expert in zip(plan.recipe.experts, plan.experts)]
+    return tuple(
+        replace(e, source=f"{plan.recipe.base}+{e.source}") if adapter else e
+        for e, adapter in zip(plan.recipe.experts, alone)
+    )
+
+
+def companions(folder: Path) -> Iterator[Path]:
+    """What stands beside a model's weights and goes with them: configuration, tokenizer, licence."""
+    for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
+        if path.is_file() and not any(path.match(pattern) for pattern in _NOT_COPIED):
+            yield path
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8"))  # the same bytes on every system

@@ -1,0 +1,83 @@
+"""The order of a long job: which tensor first, in what parts, on how many threads. Knows no mathematics and no file.
+
+Each worker holds one tensor at a time, so that memory is bounded by the number of workers, and each computes on one
+core: factorisations of this size lose more by waiting for each other's threads than they gain. What is written does
+not depend on the number of workers.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import prod
+from typing import TypeVar
+
+import torch
+
+from mergelab.planning.plan import Plan
+
+Made = TypeVar("Made")
+
+PART = 1 << 19  # entries of a tensor that are merged at a time, where each entry is merged on its own
+_PER_ENTRY = 64  # what reading, merging and writing an entry costs, in multiplications of a factorisation
+
+
+def costs(plan: Plan) -> dict[str, float]:
+    """What each tensor costs, in multiplications, about: a factorisation per expert, or a walk over its entries."""
+    return {name: len(plan.experts) * _cost(plan, name) for name in plan.names}
+
+
+def _cost(plan: Plan, name: str) -> float:
+    shape = plan.base.entries[name].shape
+    if not plan.decomposes(name):
+        return _PER_ENTRY * prod(shape)
+    return prod(shape) * min(shape) + 4 * min(shape) ** 3
+
+
+def parts(plan: Plan, name: str) -> list[slice | None]:
+    """The rows that are merged at a time: all at once (None), or few where the method treats each entry on its own.
+
+    They depend on the shape alone: not on how much memory there is, nor on who works.
+    """
+    shape = plan.base.entries[name].shape
+    whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
+    if whole or plan.decomposes(name) or not plan.method.entrywise or prod(shape) <= PART:
+        return [None]
+    step = rows_at_a_time(shape)
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def rows_at_a_time(shape: tuple[int, ...]) -> int:
+    """How many rows of a tensor make a part."""
+    return max(1, PART // max(1, prod(shape[1:])))
+
+
+def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int) -> Generator[Made, None, None]:
+    """work(name) of every name, as each is done; the dearest are begun first, so that no long one is left for the end.
+
+    Closing the generator, or an error in one, drops all that is not begun, and waits for what is.
+    """
+    pool = _crew(workers)
+    try:
+        jobs = [pool.submit(work, name) for name in sorted(costs, key=lambda name: -costs[name])]
+        for job in as_completed(jobs):
+            jobs.remove(job)  # so that what it made is not held here
+            yield job.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _crew(workers: int) -> ThreadPoolExecutor:
+    """Threads for which torch uses one core each, while it goes on as before for every other thread."""
+    before, ready = torch.get_num_threads(), threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes over the general number at its first question, and never again
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, "mergelab", begin)
+    for _ in range(workers):
+        pool.submit(int)  # a thread is begun only when there is something to do
+    ready.wait()
+    torch.set_num_threads(before)  # the number is a thread's own; new threads take that which was set last
+    return pool

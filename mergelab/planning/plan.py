@@ -1,0 +1,352 @@
+"""Opens all that a recipe names and checks it before any work is done: who is whose base, what is merged, what is not.
+
+Only headers and configuration are read here. A Plan that exists can be merged, but for NaN in a weight and a full disk.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mergelab.methods  # noqa: F401  fills METHODS
+from mergelab.align.calibration import bundled_batches
+from mergelab.align.opened import InCoordinates
+from mergelab.errors import MergeError
+from mergelab.files.adapter import Adapter, is_adapter
+from mergelab.files.checkpoint import FLOATS, Checkpoint
+from mergelab.files.sources import folder_of
+from mergelab.files.tokenizer import check_tokenizer, chosen_template
+from mergelab.files.vocabulary import embedding_among
+from mergelab.maths.inner import finite, unmoved
+from mergelab.maths.spectral import Delta, LowRank, dense
+from mergelab.method import Layer, MergeMethod, method_named, step_named
+from mergelab.planning.fit import Fit, Fitted, fit, fitted, only_theirs
+from mergelab.recipes.recipe import Recipe
+from mergelab.recipes.varying import depths, layer_counts, value_at, with_fallback
+
+# Rows of these tables are looked up, not multiplied: their singular directions mix unrelated tokens or positions.
+_TABLE = re.compile(
+    r"embed|(^|[._])(emb|position|rel_pos)([._]|$)|(^|\.)(shared|wte|wpe|lm_head|decoder|relative_attention_bias)\.weight$"
+    r"|^output\.weight$"
+)
+_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
+
+
+@dataclass(frozen=True)
+class OpenedExpert:
+    """An expert as deltas from the base: a checkpoint of its own, an adapter, or an adapter on another checkpoint."""
+
+    name: str
+    # None: the base's weights, changed by the adapter alone
+    checkpoint: Checkpoint | Fitted | InCoordinates | None
+    adapter: Adapter | None
+
+    def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
+        """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
+
+        stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
+        """
+        delta = self._delta(name, stored, base, rows)
+        parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
+        if not all(map(finite, parts)):
+            raise _broken(name, f"expert '{self.name}'")
+        return delta
+
+    def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
+        if isinstance(self.checkpoint, InCoordinates):
+            return self._aligned(self.checkpoint, name, base, rows) - base
+        own = self.checkpoint.read(name, rows) if self.checkpoint else stored
+        same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
+        full = unmoved(base) if same else own.to(base.dtype) - base
+        if self.adapter is None or name not in self.adapter:
+            return full
+        change = self.adapter.delta(name, base if same else base + full, rows)
+        return change if same else full + dense(change)
+
+    def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
+        """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
+        part = None if view.mixes_rows(name) else rows
+        own = view.expert.read(name, part).to(base.dtype)
+        if self.adapter is not None and name in self.adapter:
+            own = own + dense(self.adapter.delta(name, own, part))
+        moved = view.alignment.applied(name, own)
+        return moved if part == rows else moved[rows]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked recipe with its files found. names: the tensors to merge, first layers first; copied: those to copy."""
+
+    recipe: Recipe
+    method: MergeMethod
+    settings: Mapping[str, Any]  # each may vary from tensor to tensor (varying.py)
+    base: Checkpoint
+    experts: tuple[OpenedExpert, ...]
+    names: tuple[str, ...]
+    copied: tuple[str, ...]
+    skipped: Mapping[str, str]  # tensor -> why it is not merged
+    notes: tuple[str, ...]
+    steps: tuple[tuple[MergeMethod, Mapping[str, Any]], ...] = ()  # what is done after the method, with what settings
+    tokenizer: Path | None = None  # the folder that it is taken from; None: the base's
+    template: str | None = None  # the chat template that goes with it; None: the tokenizer's own
+
+    def written_dtype(self, name: str) -> torch.dtype:
+        """The number format that a merged tensor is written in."""
+        return FLOATS[self.base.entries[name].cast(self.recipe.written_dtype).dtype]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the base and of every expert (of an adapter on its own: the adapter's)."""
+        own = (e.checkpoint.folder if e.checkpoint is not None else e.adapter.path.parent for e in self.experts)
+        return (self.base.folder, *own)
+
+    @cached_property
+    def depths(self) -> dict[str, float]:
+        """How deep in its stack of layers each tensor lies, 0…1; those outside the layers are not in it."""
+        return depths(self.names)
+
+    def settings_at(self, name: str) -> dict[str, Any]:
+        """The method's settings for one tensor: a scalar each, or a tuple where experts have values of their own."""
+        depth, own = self.depths.get(name, 0.0), [expert.settings for expert in self.recipe.experts]
+        found = {}
+        for key, wide in self.settings.items():
+            narrow = [with_fallback(settings.get(key, wide), wide) for settings in own]
+            values = tuple(value_at(setting, name, depth) for setting in narrow)
+            found[key] = values if any(key in settings for settings in own) else value_at(wide, name, depth)
+        return found
+
+    def weights_at(self, name: str) -> list[float]:
+        """The experts' weights for one tensor; MergeError if a filter list says nothing of it."""
+        depth = self.depths.get(name, 0.0)
+        weights = [value_at(expert.weight, name, depth) for expert in self.recipe.experts]
+        for expert, weight in zip(self.recipe.names, weights):
+            if weight is None:
+                hint = "End the list with an entry that has a 'value' and no 'filter'."
+                raise MergeError(f"The weight of expert '{expert}' has no filter that is for '{name}'. {hint}")
+        return weights
+
+    @property
+    def alignment(self) -> dict[str, dict[str, Any]]:
+        """What was found for each expert that is aligned, by its name; matches them now if no tensor was read yet."""
+        views = {expert.name: expert.checkpoint for expert in self.experts}
+        return {name: view.facts() for name, view in views.items() if isinstance(view, InCoordinates)}
+
+    def layer(self, name: str, device: torch.device | str, rows: slice | None = None) -> Layer:
+        """Read one tensor of the base and of every expert, or some rows of it.
+
+        MergeError names who holds NaN or an infinity.
+        """
+        stored = self.base.read(name, rows)
+        if not finite(stored):
+            raise _broken(name, f"the base '{self.base.source}'")
+        base = widened(stored)
+        deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
+        weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
+        named = {"experts": self.recipe.names, "seed": self.recipe.seed}
+        return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
+
+    def decomposes(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose singular directions mean something."""
+        table = is_table(name) and not self.recipe.decompose_embeddings
+        return is_matrix(self.base.entries[name].shape) and not table
+
+
+def widened(stored: Tensor) -> Tensor:
+    """A tensor in the dtype that it is merged in: float32, or float64 where it is stored so."""
+    return stored.to(torch.promote_types(stored.dtype, torch.float32))
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor's rows are looked up: embeddings, positions, output heads."""
+    return bool(_TABLE.search(name))
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a tensor of that shape has singular values."""
+    return len(shape) == 2 and 0 not in shape
+
+
+def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
+    """Open and check all that a recipe names; MergeError says what does not fit.
+
+    find: the folder of a source; `check` has one that fetches no weights.
+    """
+    method = method_named(recipe.method)
+    settings = _settings(method, recipe)
+    steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
+    if method.base_apart:  # recipes for mergekit often list the base among the models
+        recipe = replace(recipe, experts=tuple(expert for expert in recipe.experts if expert.source != recipe.base))
+    check_count(method, len(recipe.experts))
+    base = opened_base(recipe.base, find)
+    tied, names = tied_heads(base), names_to_merge(base)
+    copied = tuple(n for n, entry in base.entries.items() if not entry.mergeable)
+    experts = tuple(opened_expert(e.source, name, base, find) for e, name in zip(recipe.experts, recipe.names))
+    fits = tuple(fit_of(expert, base, names, recipe) for expert in experts)
+    extra = _only_theirs(experts, fits, base)
+    experts = tuple(_fitted(expert, found, base) for expert, found in zip(experts, fits))
+    experts = tuple(_aligned(expert, base, recipe) for expert in experts)
+    _check_layers(recipe, names)
+    skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
+    skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
+    notes = (*_notes(recipe, base, experts), *(note for found in fits for note in found.notes))
+    tokenizer, template = _tokenizer(recipe, base, experts, find)
+    found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
+    made = Plan(recipe, method, settings, base, experts, *found)
+    for name in names:
+        made.weights_at(name)
+    return made
+
+
+def _tokenizer(
+    recipe: Recipe, base: Checkpoint, experts: Sequence[OpenedExpert], find: Callable[[str], Path]
+) -> tuple[Path | None, str | None]:
+    """The folder that the tokenizer comes from, and the chat template; None for what is the base's own."""
+    folder = None
+    if recipe.tokenizer_source not in (None, "base"):
+        folder, table = find(recipe.tokenizer_source), embedding_among(base.entries)
+        check_tokenizer(recipe.tokenizer_source, folder, base.folder, base.entries[table].shape[0] if table else None)
+    folders = [base.folder, *(e.checkpoint.folder for e in experts if e.checkpoint is not None)]
+    return folder, chosen_template(recipe.chat_template, folders)
+
+
+def check_count(method: MergeMethod, given: int) -> None:
+    """MergeError if a method cannot merge so few or so many experts."""
+    beside = " beside the base" if method.base_apart else ""
+    if given < method.fewest:
+        raise MergeError(f"{method.title} needs at least {method.fewest} experts{beside}, and the recipe has {given}.")
+    if method.most and given > method.most:
+        wanted = f"the base with {method.most} other model" if method.most == 1 else f"{method.most} models{beside}"
+        hint = "Take one away, or a method for more: NuSLERP takes two, Multi-SLERP and Karcher any number."
+        raise MergeError(f"{method.title} merges {wanted}, and the recipe has {given}. {hint}")
+
+
+def names_to_merge(base: Checkpoint) -> list[str]:
+    """The base's tensors that are merged, first layers first."""
+    tied = tied_heads(base)
+    return sorted((n for n, entry in base.entries.items() if entry.mergeable and n not in tied), key=_model_order)
+
+
+def _settings(method: MergeMethod, recipe: Recipe) -> dict[str, Any]:
+    """All settings of the method, checked; where a filter list says nothing, the method's own default holds."""
+    for expert, name in zip(recipe.experts, recipe.names):
+        method.checked_own(expert.settings, name)
+    default = method.checked({})
+    return {key: with_fallback(value, default[key]) for key, value in method.checked(recipe.settings).items()}
+
+
+def _check_layers(recipe: Recipe, names: list[str]) -> None:
+    """MergeError if a recipe's slice is not the whole model."""
+    found = max(layer_counts(names).values(), default=0)
+    if recipe.layers and recipe.layers != found:
+        raise MergeError(
+            f"The recipe's slice has {recipe.layers} layers, but '{recipe.base}' has {found}. Only a slice with all "
+            "layers can be merged."
+        )
+
+
+def _model_order(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people count: layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def opened_base(source: str, find: Callable[[str], Path] = folder_of) -> Checkpoint:
+    """The base's checkpoint; MergeError if it is none that can be merged."""
+    folder = find(source)
+    if is_adapter(folder):
+        raise MergeError(f"'{source}' is an adapter, not a model. Name the model it was trained on as base_model.")
+    base = Checkpoint(folder, source)
+    if "quantization_config" in base.config or any(entry.quantised for entry in base.entries.values()):
+        raise MergeError(f"'{source}' is quantised; merging needs its float weights. Take the unquantised model.")
+    if not any(entry.mergeable for entry in base.entries.values()):
+        raise MergeError(f"'{source}' has no floating-point weights to merge.")
+    return base
+
+
+def opened_expert(source: str, name: str, base: Checkpoint, find: Callable[[str], Path] = folder_of) -> OpenedExpert:
+    """An expert, whatever its source is, upon the base; MergeError if it cannot be opened."""
+    model, adapter = split(source)
+    folder = find(model)
+    if adapter is None and is_adapter(folder):
+        return OpenedExpert(name, None, Adapter(folder, source, base.entries))
+    same = folder.resolve() == base.folder.resolve()
+    if adapter is None:
+        return OpenedExpert(name, base if same else Checkpoint(folder, source), None)
+    adapter_folder = find(adapter)
+    if not is_adapter(adapter_folder):
+        raise MergeError(f"'{adapter}' has no adapter_config.json: what stands behind '+' must be a LoRA adapter.")
+    own = None if same else Checkpoint(folder, model)
+    return OpenedExpert(name, own, Adapter(adapter_folder, adapter, (own or base).entries))
+
+
+def split(source: str) -> tuple[str, str | None]:
+    """FOLDER+ADAPTER -> (FOLDER, ADAPTER); a folder whose own name holds a '+' stays whole."""
+    if "+" not in source or Path(source).expanduser().is_dir():
+        return source, None
+    model, _, adapter = source.partition("+")
+    return model.strip(), adapter.strip()
+
+
+def _fitted(expert: OpenedExpert, found: Fit, base: Checkpoint) -> OpenedExpert:
+    """The expert with its weights as the base would have them; MergeError if they do not fit."""
+    if found.problems:
+        others = len(found.problems) - 1
+        more = f" (And {others} more such: `mergelab check` lists them all.)" if others else ""
+        raise MergeError(found.problems[0] + more)
+    return replace(expert, checkpoint=fitted(expert.checkpoint, base, found)) if expert.checkpoint else expert
+
+
+def fit_of(expert: OpenedExpert, base: Checkpoint, names: Sequence[str], recipe: Recipe) -> Fit:
+    """How an expert's own weights fit the base's."""
+    if expert.checkpoint is None or expert.checkpoint is base:
+        return Fit()
+    return fit(expert.name, expert.checkpoint, base, names, recipe.vocabulary, recipe.missing)
+
+
+def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedExpert:
+    """The expert in the base's coordinates, if the recipe asks for it; what was trained on the base is in them."""
+    if recipe.align == "none" or expert.checkpoint is None or expert.checkpoint is base:
+        return expert
+
+    def data():
+        return bundled_batches(recipe.base, base.folder)
+
+    if recipe.align == "activations":
+        data()  # says now that there is none
+    return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
+
+
+def tied_heads(base: Checkpoint) -> tuple[str, ...]:
+    """Output heads that config.json ties to the embeddings: transformers neither wants nor writes them."""
+    tied = base.config.get("tie_word_embeddings") is True
+    return tuple(name for name in base if tied and _HEAD.search(name) and len(base) > 1)
+
+
+def _only_theirs(experts: tuple[OpenedExpert, ...], fits: tuple[Fit, ...], base: Checkpoint) -> dict[str, str]:
+    """Tensors that experts have and the base has not, with whose they are."""
+    owners: dict[str, list[str]] = {}
+    for expert, found in zip(experts, fits):
+        for name in only_theirs(expert.checkpoint, base, found) if expert.checkpoint else ():
+            owners.setdefault(name, []).append(f"'{expert.name}'")
+    return {name: f"the base has no such tensor, only {', '.join(owners[name])}" for name in sorted(owners)}
+
+
+def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) -> tuple[str, ...]:
+    notes = []
+    for expert in experts:
+        trained_on = expert.adapter.base_name if expert.adapter and expert.checkpoint is None else ""
+        if trained_on and Path(trained_on).name != Path(recipe.base).name:
+            notes.append(f"Expert '{expert.name}' says it was trained on '{trained_on}'; the base is '{recipe.base}'.")
+        if expert.checkpoint is base:
+            notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
+    if base.config.get("auto_map"):
+        notes.append("The base's config.json points to Python code, which is not copied.")
+    return tuple(notes)
+
+
+def _broken(name: str, whose: str) -> MergeError:
+    return MergeError(f"'{name}' of {whose} holds NaN or an infinity. It is broken: take another checkpoint of it.")

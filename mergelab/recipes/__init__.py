@@ -1,0 +1,1 @@
+"""What is asked for: recipes, in mergekit's YAML both ways. Knows no file of weights."""

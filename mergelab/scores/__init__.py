@@ -1,0 +1,1 @@
+"""How good it is: prompts, scores, sweeps, comparisons. Draws nothing."""

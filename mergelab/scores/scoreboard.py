@@ -1,0 +1,105 @@
+"""The scoreboard: several models on several tasks, as scores, as shares of what the experts reach, and as a table.
+
+A model is anything that can be made to run; it is made only when its turn has come.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mergelab.model import Running
+from mergelab.scores.questions import Questions
+from mergelab.scores.scoring import TaskScore, mean_score, scored
+from mergelab.step import Step
+
+
+@dataclass(frozen=True)
+class Board:
+    """Scores of several models on several tasks. models: as they are shown; scores: (model, task) -> TaskScore."""
+
+    models: tuple[str, ...]
+    experts: tuple[str, ...]  # those of the models that are experts
+    scores: Mapping[tuple[str, str], TaskScore]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks, in the order in which they were scored."""
+        return tuple(dict.fromkeys(task for _, task in self.scores))
+
+    def of(self, model: str) -> tuple[TaskScore, ...]:
+        """One model's scores, in the order of the tasks; those that are there."""
+        return tuple(self.scores[model, task] for task in self.tasks if (model, task) in self.scores)
+
+    def master(self, task: str) -> str | None:
+        """The expert that a task is measured by: the one named like the task, else the best at it."""
+        able = [name for name in self.experts if (name, task) in self.scores]
+        named = [name for name in able if name.removesuffix("-lora") == task]
+        ranked = sorted(able, key=lambda name: _gain(self.scores[name, task]), reverse=True)
+        return next(iter(named or ranked), None)
+
+    def normalised(self, model: str) -> float | None:
+        """The mean over tasks of model / expert (for perplexity expert / model): 1 is as good as the experts.
+
+        None where a task is not scored, or where its expert has nothing right.
+        """
+        shares = []
+        for task in self.tasks:
+            mine, theirs = self.scores.get((model, task)), self.scores.get((self.master(task) or "", task))
+            if mine is None or theirs is None or theirs.value == 0:
+                return None
+            ratio = mine.value / theirs.value
+            shares.append(ratio if mine.higher_is_better else 1 / ratio)
+        return sum(shares) / len(shares) if shares else None
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows: one row per model and task, then one per model for the mean; numbers, not texts."""
+        headers = ["model", "task", "measure", "score", "95 % from", "to", "questions", "normalised"]
+        rows: list[list[Any]] = []
+        for model in self.models:
+            own = self.of(model)
+            for score in own:
+                rows.append([model, score.task, score.measure, score.value, *score.interval, len(score.amounts), ""])
+            if own and len(own) == len(self.tasks):
+                mean, share = mean_score(own), self.normalised(model)
+                count = sum(len(score.amounts) for score in own)
+                last = "" if share is None else share
+                rows.append([model, "mean", own[0].measure, mean.value, mean.low, mean.high, count, last])
+        return headers, rows
+
+
+def _gain(score: TaskScore) -> float:
+    return score.value if score.higher_is_better else -score.value
+
+
+def scoreboard(
+    models: Mapping[str, Callable[[], Running]],
+    experts: Sequence[str],
+    work: Sequence[tuple[str, Questions]],
+    known: Mapping[tuple[str, Questions], TaskScore],
+) -> Generator[Step, None, Board]:
+    """Score each (model, questions) of the work, in its order. known: scores that need no new pass.
+
+    A Step's `made` is the Board so far.
+    """
+    board = Board(tuple(models), tuple(experts), {})
+    for done, (model, asked) in enumerate(work):
+        step = Step(done, len(work), f"{model} · {asked.task}")
+        yield step
+        score = known.get((model, asked))
+        if score is None:
+            score = yield from _passed(models[model](), asked, step)
+        board = replace(board, scores={**board.scores, (model, asked.task): score})
+        yield replace(step, done=done + 1, made=board)
+    return board
+
+
+def _passed(run: Running, asked: Questions, step: Step) -> Generator[Step, None, TaskScore]:
+    job = scored(run, [asked])
+    try:
+        while True:
+            next(job)
+            yield step
+    except StopIteration as end:
+        return end.value[0]
+    finally:
+        job.close()

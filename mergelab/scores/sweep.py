@@ -1,0 +1,209 @@
+"""One setting over a range: every point merged in memory, measured against the average, and scored.
+
+The base, the deltas and their factors are read and computed once, as far as they fit into memory; a point then costs
+the method's own arithmetic. Its weights are rounded to the number format that a merge would write, so that a point is
+the merge that its recipe makes.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.files.checkpoint import FLOATS
+from mergelab.maths.spectral import Delta, LowRank
+from mergelab.merging.merge import merged_layer
+from mergelab.merging.store import Lookups, shared_store
+from mergelab.method import METHODS, Layer
+from mergelab.model import Running
+from mergelab.planning.plan import Plan, plan
+from mergelab.recipes.recipe import Expert, Recipe
+from mergelab.scores.knobs import EXPERTS, checked_values
+from mergelab.scores.resident import Resident
+from mergelab.scores.scoring import TaskScore
+from mergelab.scores.sweep_report import Point, SweepReport
+from mergelab.step import Step
+
+KEPT_BYTES = 2 << 30  # of layers that are remembered from point to point
+
+Scorer = Callable[[Running, Recipe], Generator[str, None, tuple[TaskScore, ...]]]
+
+
+def sweep(
+    work: Plan,
+    knob: str,
+    values: Sequence[float],
+    scorer: Scorer | None = None,
+    device: torch.device | str = "cpu",
+) -> Generator[Step, None, SweepReport]:
+    """Merge, measure and score at each value of a knob. Without a scorer: geometry alone, for any kind of model.
+
+    A Step's `made` is the SweepReport so far, whenever a point is done. Closing the generator early leaves nothing.
+    """
+    plans = {
+        value: at(work, knob, value) for value in checked_values(work.method, len(work.recipe.experts), knob, values)
+    }
+    averages, notes = _averages(work, plans if knob == EXPERTS else {math.nan: work})
+    report = SweepReport(knob, work.method.title, (), (), (*work.notes, *notes))
+    total = len(plans) + len(averages)
+    resident = Resident(work.base.folder, work.names) if scorer else None
+    layers = _Layers(device)
+    for value, spot, plain in _order(plans, averages):
+        name = "the average" if plain else f"{knob} {value:g}"
+        point = yield from _point(spot, value, layers, resident, scorer, Step(_count(report), total, name))
+        report = _with(report, point, plain)
+        yield Step(_count(report), total, name, report)
+    return report
+
+
+def at(work: Plan, knob: str, value: float) -> Plan:
+    """The plan with one knob at one value; its recipe says so."""
+    if knob == EXPERTS:
+        return plan(replace(work.recipe, experts=work.recipe.experts[: int(value)]))
+    settings = work.method.checked({**work.recipe.settings, knob: value})
+    return replace(work, settings=settings, recipe=replace(work.recipe, settings=settings))
+
+
+def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
+    """The same experts averaged; and why not, where that cannot be."""
+    if abs(sum(float(expert.weight) for expert in work.recipe.experts)) < 1e-8:
+        return {}, ["The experts' weights add up to 0, so there is no average to compare with."]
+    return {value: _averaged(spot) for value, spot in plans.items()}, []
+
+
+def _averaged(work: Plan) -> Plan:
+    average = METHODS["linear"]
+    settings = average.checked({})
+    recipe = replace(work.recipe, method=average.name, settings=settings, then={})
+    return replace(work, method=average, settings=settings, recipe=recipe, steps=())
+
+
+def _order(plans: Mapping[float, Plan], averages: Mapping[float, Plan]) -> list[tuple[float, Plan, bool]]:
+    """From the highest value down: what keeps most directions comes first, so that no factors are computed twice."""
+    first = [] if len(averages) > 1 else [(value, p, True) for value, p in averages.items()]
+    found = []
+    for value in sorted(plans, reverse=True):
+        found.append((value, plans[value], False))
+        found += [(value, averages[value], True)] if value in averages else []
+    return first + found
+
+
+def _with(report: SweepReport, point: Point, plain: bool) -> SweepReport:
+    key = "baselines" if plain else "points"
+    return replace(report, **{key: tuple(sorted((*getattr(report, key), point), key=lambda p: p.value))})
+
+
+def _count(report: SweepReport) -> int:
+    return len(report.points) + len(report.baselines)
+
+
+def _point(
+    work: Plan, value: float, layers: "_Layers", resident: Resident | None, scorer: Scorer | None, step: Step
+) -> Generator[Step, None, Point]:
+    tally = _Tally()
+    for name in work.names:
+        with _one_thread():
+            layer = layers.of(work, name)
+            merged = merged_layer(work, layer)
+            tally.add(layer, merged.delta, merged.facts)
+            if resident:
+                resident.put(name, written(work, name, layer.base + merged.delta))
+        yield replace(step, name=f"{step.name} · {name}")
+    scores: tuple[TaskScore, ...] = ()
+    if resident and scorer:
+        scores = yield from _told(scorer(resident.run, work.recipe), step)
+    return Point(value, work.recipe, tally.facts(), scores)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a merge: factorisations of this size lose more by waiting for each other's threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _told(job: Generator[str, None, tuple[TaskScore, ...]], step: Step) -> Generator[Step, None, tuple[TaskScore, ...]]:
+    try:
+        while True:
+            yield replace(step, name=f"{step.name} · scoring {next(job)}")
+    except StopIteration as end:
+        return end.value
+    finally:
+        job.close()
+
+
+def written(work: Plan, name: str, tensor: Tensor) -> Tensor:
+    """A merged tensor, rounded as the merge's file would hold it; MergeError if it does not fit there."""
+    entry = work.base.entries[name].cast(work.recipe.dtype)
+    rounded = tensor.to(FLOATS[entry.dtype])
+    if not torch.isfinite(rounded).all():
+        raise MergeError(f"The merged '{name}' does not fit into {entry.dtype}. Sweep up to a smaller value.")
+    return rounded
+
+
+class _Layers:
+    """Layers with all that was computed of them, as many as fit: the first ones, as all are walked in a circle."""
+
+    def __init__(self, device: torch.device | str, most: int = KEPT_BYTES):
+        self.device, self.most, self.held = device, most, 0
+        self.experts: tuple[Expert, ...] = ()
+        self.kept: dict[str, Layer] = {}
+        self.lookups = Lookups(shared_store())  # known from another merge, or another number
+
+    def of(self, work: Plan, name: str) -> Layer:
+        if work.recipe.experts != self.experts:
+            self.experts, self.kept, self.held = work.recipe.experts, {}, 0
+        if name in self.kept:
+            return self.kept[name]
+        layer = self.lookups.layer(work.layer(name, self.device))
+        if self.held + _bytes(layer) <= self.most:
+            self.held += _bytes(layer)
+            self.kept[name] = layer
+        return layer
+
+
+def _bytes(layer: Layer) -> int:
+    """What a layer holds, and about what is computed of it: a stack of its deltas, and one side's vectors."""
+    computed = 3 * layer.base.nbytes * len(layer.deltas)
+    return layer.base.nbytes + sum(_delta_bytes(delta) for delta in layer.deltas) + computed
+
+
+def _delta_bytes(delta: Delta) -> int:
+    return delta.left.nbytes + delta.right.nbytes if isinstance(delta, LowRank) else delta.nbytes
+
+
+class _Tally:
+    """Sums up one point: the method's facts over the decomposed layers, norms and the cosine over all entries."""
+
+    def __init__(self):
+        self.facts_seen: dict[str, list[float]] = {}
+        self.base = self.change = self.average = self.dot = 0.0
+
+    def add(self, layer: Layer, delta: Tensor, facts: Mapping[str, Any]) -> None:
+        average = layer.sum
+        self.base += _dot(layer.base, layer.base)
+        self.change += _dot(delta, delta)
+        self.average += _dot(average, average)
+        self.dot += _dot(delta, average)
+        for name, fact in facts.items() if layer.decompose else ():
+            numbers = fact if isinstance(fact, tuple) else (fact,)
+            self.facts_seen.setdefault(name, []).append(sum(numbers) / len(numbers))
+
+    def facts(self) -> dict[str, float]:
+        means = {name: sum(numbers) / len(numbers) for name, numbers in self.facts_seen.items()}
+        size, both = math.sqrt(self.base) or 1.0, math.sqrt(self.change * self.average)
+        change = {"merged change": math.sqrt(self.change) / size}
+        return means | change | {"cosine to the average": self.dot / both if both else 0.0}
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    return float(one.flatten().double() @ other.flatten().double())
