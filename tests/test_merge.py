@@ -11,7 +11,8 @@ from making import finished, merged, noise, recipe_of, shifted, tiny, write_mode
 from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
-from mergelab.files.checkpoint import Checkpoint, ShardWriter
+from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.shards import ShardWriter
 from mergelab.merging.inputs import sha256_of
 
 

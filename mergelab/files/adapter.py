@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError, brief
-from mergelab.files.checkpoint import Entry, entries_of, opened, read_json
+from mergelab.files.checkpoint import Entry, entries_of, read_json, read_tensor
 from mergelab.maths.spectral import LowRank
 
 _PREFIX = "base_model.model."
@@ -89,8 +89,7 @@ class Adapter:
         return moved * ((_rows(trained, rows) if across else trained).unsqueeze(across) / length)
 
     def _read(self, key: str) -> Tensor:
-        with opened(self.path, self.source) as file:
-            return file.get_tensor(key)
+        return read_tensor(self.path.parent, key, self.entries[key], self.source)
 
     def _scale(self, name: str, rank: int) -> float:
         alpha = _patterned(self.config.get("alpha_pattern"), name.removesuffix(".weight"))

@@ -1,24 +1,21 @@
-"""A folder of safetensors as a lazy mapping from name to tensor, and the writer of another one like it.
+"""A folder of safetensors as a lazy mapping from name to tensor.
 
-Names on disk are what is merged, so no architecture is known here. Pickles are never opened. Adapters: adapter.py.
+Names on disk are what is merged, so no architecture is known here. Pickles are never opened. Adapters: adapter.py; the
+writer of another folder like it: shards.py.
 """
 
-import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.maths.inner import finite
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,11 +26,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies and what it is. dtype: safetensors' code, as in 'BF16'."""
+    """Where one tensor lies and what it is. dtype: safetensors' code, as in 'BF16'; start: the first byte."""
 
     file: str
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
 
     @property
     def mergeable(self) -> bool:
@@ -82,9 +80,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some rows of it (along its first dimension)."""
-        # The file is opened anew each time: pages of a mapping that stays open count as this process's memory.
-        with opened(self.folder / self.entries[name].file, self.source) as file:
-            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+        return read_tensor(self.folder, name, self.entries[name], self.source, rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -139,9 +135,37 @@ def _shards(folder: Path, source: str) -> dict[str, set[str]]:
 
 def entries_of(path: Path, source: str) -> dict[str, Entry]:
     """Every tensor of a safetensors file, from its header alone."""
-    with opened(path, source) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
-        return {name: Entry(path.name, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+    opened(path, source)  # the library checks that the header is sound and that all of the file is there
+    with open(path, "rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+    about = {name: value for name, value in header.items() if name != "__metadata__"}
+    return {
+        name: Entry(path.name, one["dtype"], tuple(one["shape"]), 8 + size + one["data_offsets"][0])
+        for name, one in about.items()
+    }
+
+
+def read_tensor(folder: Path, name: str, entry: Entry, source: str, rows: slice | None = None) -> Tensor:
+    """A tensor of a safetensors file, or some rows of it (along its first dimension); MergeError if they are not there.
+
+    Floats are read straight into the tensor: a mapping would count as this process's memory, and would have to be
+    opened and its header understood once more for every part.
+    """
+    if not entry.mergeable:
+        with opened(folder / entry.file, source) as file:
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+    first, stop, _ = (rows or slice(None)).indices(entry.shape[0]) if entry.shape else (0, 1, 1)
+    shape = (max(0, stop - first), *entry.shape[1:]) if entry.shape else ()
+    tensor = torch.empty(shape, dtype=FLOATS[entry.dtype])
+    with open(folder / entry.file, "rb", buffering=0) as file:
+        file.seek(entry.start + first * entry.row_size)
+        left = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        while left and (count := file.readinto(left)):
+            left = left[count:]
+    if left:
+        raise MergeError(f"'{entry.file}' of '{source}' has become shorter since it was opened.")
+    return tensor
 
 
 def opened(path: Path, source: str) -> safe_open:
@@ -150,73 +174,3 @@ def opened(path: Path, source: str) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise MergeError(f"'{path.name}' of '{source}' is not a whole safetensors file: {error}.") from None
-
-
-class ShardWriter:
-    """Writes one safetensors file in any order, by any number of threads or processes: every tensor has its place.
-
-    entries: name -> Entry, as the file is to hold them; the finished file has exactly these. `create` makes the file;
-    nothing stays open between two tensors, so that a merge that stops midway has nothing to close.
-    """
-
-    def __init__(self, path: Path, entries: Mapping[str, Entry]):
-        self.path, self.entries, self.offsets, end = path, entries, {}, 0
-        header: dict = {"__metadata__": {"format": "pt"}}
-        for name, entry in sorted(entries.items(), key=lambda item: -item[1].width):  # so that all lie aligned
-            self.offsets[name] = end
-            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + entry.size]}
-            end += entry.size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._header, self.size = struct.pack("<Q", len(text)) + text, end
-
-    def create(self) -> None:
-        """Make the file in its full length, header and all; one that is there already is made anew."""
-        with open(self.path, "wb") as file:
-            file.truncate(len(self._header) + self.size)
-        self._write(self._header, 0)
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the file is one that `create` has made for the same entries."""
-        try:
-            with open(self.path, "rb") as file:
-                ours = file.read(len(self._header)) == self._header
-                return ours and file.seek(0, os.SEEK_END) == len(self._header) + self.size
-        except OSError:
-            return False
-
-    def put(self, name: str, tensor: Tensor, first: int = 0, digest: Any = None) -> None:
-        """Write a tensor, or its rows from `first` on, in the dtype that its entry says; MergeError if it does not fit.
-
-        digest: a hash of hashlib's that is to take in the bytes written.
-        """
-        entry = self.entries[name]
-        cast = tensor.to(dtype=FLOATS.get(entry.dtype, tensor.dtype), device="cpu").contiguous()
-        assert cast.shape[1:] == entry.shape[1:] and cast.dim() == len(entry.shape), name
-        if entry.mergeable and not finite(cast):
-            raise MergeError(
-                f"The merged '{name}' does not fit into {entry.dtype}. Write it in float32, or use smaller weights."
-            )
-        data = cast.reshape(-1).view(torch.uint8).numpy()
-        if digest is not None:
-            digest.update(data)
-        self._write(data, self._place(name) + first * entry.row_size)
-
-    def digest(self, name: str) -> str:
-        """The sha256 of what the file holds of a tensor."""
-        digest, left = hashlib.sha256(), self.entries[name].size
-        with open(self.path, "rb") as file:
-            file.seek(self._place(name))
-            while left and (chunk := file.read(min(left, 1 << 20))):
-                digest.update(chunk)
-                left -= len(chunk)
-        return digest.hexdigest()
-
-    def _place(self, name: str) -> int:
-        return len(self._header) + self.offsets[name]
-
-    def _write(self, data: Any, offset: int) -> None:
-        with open(self.path, "r+b") as file:
-            file.seek(offset)
-            file.write(data)

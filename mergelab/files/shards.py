@@ -1,10 +1,21 @@
-"""Deals the tensors of a model out to weight files of a given size, as Hugging Face names them."""
+"""Deals the tensors of a model out to weight files of a given size, as Hugging Face names them, and writes those."""
 
+import hashlib
+import json
+import os
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
+from pathlib import Path
+from typing import Any
 
-from mergelab.files.checkpoint import SINGLE, Entry
+import torch
+from torch import Tensor
+
+from mergelab.errors import MergeError
+from mergelab.files.checkpoint import FLOATS, SINGLE, Entry
+from mergelab.maths.inner import finite
 
 
 def sharded(entries: Mapping[str, Entry], most: int | None) -> dict[str, Entry]:
@@ -22,3 +33,73 @@ def sharded(entries: Mapping[str, Entry], most: int | None) -> dict[str, Entry]:
 
 def _file(number: int, count: int) -> str:
     return SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+class ShardWriter:
+    """Writes one safetensors file in any order, by any number of threads or processes: every tensor has its place.
+
+    entries: name -> Entry, as the file is to hold them; the finished file has exactly these. `create` makes the file;
+    nothing stays open between two tensors, so that a merge that stops midway has nothing to close.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry]):
+        self.path, self.entries, self.offsets, end = path, entries, {}, 0
+        header: dict = {"__metadata__": {"format": "pt"}}
+        for name, entry in sorted(entries.items(), key=lambda item: -item[1].width):  # so that all lie aligned
+            self.offsets[name] = end
+            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + entry.size]}
+            end += entry.size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header, self.size = struct.pack("<Q", len(text)) + text, end
+
+    def create(self) -> None:
+        """Make the file in its full length, header and all; one that is there already is made anew."""
+        with open(self.path, "wb") as file:
+            file.truncate(len(self._header) + self.size)
+        self._write(self._header, 0)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is one that `create` has made for the same entries."""
+        try:
+            with open(self.path, "rb") as file:
+                ours = file.read(len(self._header)) == self._header
+                return ours and file.seek(0, os.SEEK_END) == len(self._header) + self.size
+        except OSError:
+            return False
+
+    def put(self, name: str, tensor: Tensor, first: int = 0, digest: Any = None) -> None:
+        """Write a tensor, or its rows from `first` on, in the dtype that its entry says; MergeError if it does not fit.
+
+        digest: a hash of hashlib's that is to take in the bytes written.
+        """
+        entry = self.entries[name]
+        cast = tensor.to(dtype=FLOATS.get(entry.dtype, tensor.dtype), device="cpu").contiguous()
+        assert cast.shape[1:] == entry.shape[1:] and cast.dim() == len(entry.shape), name
+        if entry.mergeable and not finite(cast):
+            raise MergeError(
+                f"The merged '{name}' does not fit into {entry.dtype}. Write it in float32, or use smaller weights."
+            )
+        data = cast.reshape(-1).view(torch.uint8).numpy()
+        if digest is not None:
+            digest.update(data)
+        self._write(data, self._place(name) + first * entry.row_size)
+
+    def digest(self, name: str) -> str:
+        """The sha256 of what the file holds of a tensor."""
+        digest, left = hashlib.sha256(), self.entries[name].size
+        with open(self.path, "rb") as file:
+            file.seek(self._place(name))
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.hexdigest()
+
+    def _place(self, name: str) -> int:
+        return len(self._header) + self.offsets[name]
+
+    def _write(self, data: Any, offset: int) -> None:
+        with open(self.path, "r+b") as file:
+            file.seek(offset)
+            file.write(data)

@@ -1,9 +1,10 @@
 """Lengths of, and angles between, the changes of several experts, without stacking them or multiplying them out.
 
 Float32 tensors are summed in float32 over short pieces and in float64 over those: a few millionths of the answer, at a
-tenth of the price of float64 throughout. Where squares leave float32's range, a piece is done again in float64.
+tenth of the price of float64 throughout. Where squares leave float32's range, all is done again in float64.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from mergelab.maths.spectral import Delta, LowRank
 
 _PIECE = 1 << 16  # numbers summed at a time: several experts' pieces fit into a core's cache
+_TINY = 1e-24  # a sum of squares above this loses nothing that counts to squares that float32 cannot hold
 
 
 def finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite. A sum shows that at once, unless it overflows itself."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def unmoved(base: Tensor) -> Tensor:
@@ -65,16 +67,19 @@ def mean_cosine(products: Tensor) -> float:
 
 def _dense_products(tensors: list[Tensor]) -> Tensor:
     flat = [tensor.reshape(-1) for tensor in tensors]
+    total = _by_pieces(flat, flat[0].dtype)
+    if not torch.isfinite(total).all() or not (total.diagonal() > _TINY).all():
+        total = _by_pieces(flat, torch.float64)
+    return total.cpu()
+
+
+def _by_pieces(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
     step = _PIECE if total.device.type == "cpu" else _PIECE << 6
-    for start in range(0, len(flat[0]), step):
-        piece = torch.stack([tensor[start : start + step] for tensor in flat])  # (expert, piece)
-        products = piece @ piece.T
-        if not torch.isfinite(products).all() or not products.diagonal().all():
-            piece = piece.double()
-            products = piece @ piece.T
-        total += products
-    return total.cpu()
+    for parts in zip(*[tensor.split(step) for tensor in flat]):
+        piece = torch.stack(parts).to(dtype)  # (expert, piece)
+        total += piece @ piece.T
+    return total
 
 
 def _with_thin(thin: LowRank, other: Delta) -> float:

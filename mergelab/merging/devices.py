@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from mergelab.errors import MergeError
+
+Shared = TypeVar("Shared")
 
 
 class ProcessLost(MergeError):
@@ -30,7 +32,7 @@ class Team:
         """Whether this process is the one that speaks and writes the papers."""
         return self.rank == 0
 
-    def share(self, costs: Mapping[str, float]) -> list[str]:
+    def share(self, costs: Mapping[Shared, float]) -> list[Shared]:
         """The names that this process does: dearest first, each to the process with the least to do so far."""
         loads, mine = [0.0] * self.count, []
         for name in sorted(costs, key=lambda name: -costs[name]):
@@ -51,6 +53,14 @@ class Team:
             if isinstance(error, Exception):
                 raise error
         return things
+
+    def each(self, make: Callable[[], Any]) -> list[Any]:
+        """What each process makes here, in the order of their numbers. All must call; errors as in `gathered`."""
+        try:
+            thing = make()
+        except Exception as error:
+            self.fail(error)
+        return self.gathered(thing)
 
     def fail(self, error: Exception) -> NoReturn:
         """Tell the other processes of an error, at the next thing that is gathered, and raise it."""

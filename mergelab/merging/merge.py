@@ -5,7 +5,6 @@ LayerReport per tensor as it is done, and return a Report with all of them in th
 nothing behind.
 """
 
-import sys
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -20,9 +19,10 @@ from mergelab.errors import MergeError
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.merging.devices import Team, team, workers_for
 from mergelab.merging.diagnosis import diagnosis, remarks
-from mergelab.merging.inputs import inputs
+from mergelab.merging.inputs import hashed, input_files, inputs
 from mergelab.merging.journal import fingerprint
 from mergelab.merging.measure import Measures
+from mergelab.merging.memory import peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, parts, rows_at_a_time, walked
@@ -61,11 +61,13 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
 
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
+        digests = stack.enter_context(hashed(crew.share(_sizes(plan))))
         layers = yield from _shared(job, crew, done, workers)
+        known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
         notes = (*notes, *_taken_over(done), *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
-            report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan))
+            report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))
             write_papers(folder, plan, report)
     return report
 
@@ -149,6 +151,10 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
     return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
 
 
+def _sizes(plan: Plan) -> dict[Path, float]:
+    return {path: path.stat().st_size for paths in input_files(plan).values() for path in paths}
+
+
 def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
     return (f"{len(done)} tensors were finished by a run that was broken off, and are taken from it.",) * bool(done)
 
@@ -165,7 +171,7 @@ def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, 
         alignment=plan.alignment,
         notes=(*notes, *_still_ones(layers, plan)),
         seconds=round(time.monotonic() - started, 3),
-        peak_memory_mb=_peak_memory_mb(),
+        peak_memory_mb=peak_mb(),
         device=str(device),
         versions={package: version(package) for package in ("torch", "numpy", "safetensors")},
     )
@@ -175,12 +181,3 @@ def _still_ones(layers: list[LayerReport], plan: Plan) -> list[str]:
     """A note on the tensors that nobody has changed, where some are."""
     count = sum(len(layer.equal_to_base) == len(plan.experts) for layer in layers)
     return [f"{count} of {len(layers)} tensors are the base's own in every expert: copied, not computed."] * (count > 0)
-
-
-def _peak_memory_mb() -> float:
-    """The most memory that this process has held; 0 where the system does not say (Windows)."""
-    try:
-        from resource import RUSAGE_SELF, getrusage
-    except ImportError:
-        return 0.0
-    return round(getrusage(RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -18,8 +18,8 @@ from uuid import uuid4
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.files.checkpoint import INDEX, SINGLE, Entry, ShardWriter, read_json
-from mergelab.files.shards import sharded
+from mergelab.files.checkpoint import INDEX, SINGLE, Entry, read_json
+from mergelab.files.shards import ShardWriter, sharded
 from mergelab.files.sources import COMPANIONS
 from mergelab.files.tokenizer import write_tokenizer
 from mergelab.merging.card import model_card

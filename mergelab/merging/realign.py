@@ -15,7 +15,8 @@ from mergelab.align.calibration import bundled_batches, prompt_batches
 from mergelab.align.opened import InCoordinates
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.adapter import is_adapter
-from mergelab.files.checkpoint import INDEX, SINGLE, Checkpoint, ShardWriter
+from mergelab.files.checkpoint import INDEX, SINGLE, Checkpoint
+from mergelab.files.shards import ShardWriter
 from mergelab.files.sources import folder_of
 from mergelab.merging.output import companions, new_folder
 from mergelab.model import built, outputs, probe

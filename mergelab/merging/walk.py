@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from mergelab.merging.memory import reused
 from mergelab.planning.plan import Plan
 
 Made = TypeVar("Made")
@@ -57,13 +58,14 @@ def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int
     Closing the generator, or an error in one, drops all that is not begun, and waits for what is.
     """
     pool = _crew(workers)
-    try:
-        jobs = [pool.submit(work, name) for name in sorted(costs, key=lambda name: -costs[name])]
-        for job in as_completed(jobs):
-            jobs.remove(job)  # so that what it made is not held here
-            yield job.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with reused():
+        try:
+            jobs = [pool.submit(work, name) for name in sorted(costs, key=lambda name: -costs[name])]
+            for job in as_completed(jobs):
+                jobs.remove(job)  # so that what it made is not held here
+                yield job.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _crew(workers: int) -> ThreadPoolExecutor:

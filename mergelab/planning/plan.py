@@ -62,7 +62,7 @@ class OpenedExpert:
             return self._aligned(self.checkpoint, name, base, rows) - base
         own = self.checkpoint.read(name, rows) if self.checkpoint else stored
         same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
-        full = unmoved(base) if same else own.to(base.dtype) - base
+        full = unmoved(base) if same else _difference(own, base)
         if self.adapter is None or name not in self.adapter:
             return full
         change = self.adapter.delta(name, base if same else base + full, rows)
@@ -154,6 +154,11 @@ class Plan:
         """Whether a tensor is a matrix whose singular directions mean something."""
         table = is_table(name) and not self.recipe.decompose_embeddings
         return is_matrix(self.base.entries[name].shape) and not table
+
+
+def _difference(own: Tensor, base: Tensor) -> Tensor:
+    wide = own.to(base.dtype)
+    return wide - base if wide is own else wide.sub_(base)
 
 
 def widened(stored: Tensor) -> Tensor:
