@@ -3,6 +3,10 @@
 The public names are below. Importing this brings in neither gradio nor transformers.
 """
 
+import mergelab.start  # noqa: F401
+
+# isort: split
+
 from mergelab.errors import MergeError
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import inspect, merge

@@ -25,7 +25,7 @@ ROOMS = {
     "scores": "step merging planning method report recipes model files maths errors",
     "step": "",
     "repair": "merging planning report recipes tasks model files maths assets errors",
-    "__init__": "merging planning method report recipes errors",
+    "__init__": "start merging planning method report recipes errors",
     "merging": "planning method report recipes align model files maths errors",
     "planning": "methods method recipes align files maths errors",
     "methods": "method maths errors",
@@ -40,6 +40,7 @@ ROOMS = {
     "maths": "",
     "assets": "",
     "errors": "",
+    "start": "",
 }
 ONLY_IN = {"gradio": "page", "plotly": "plots", "transformers": "model"}
 MODULES = sorted((HOUSE / "mergelab").rglob("*.py"))

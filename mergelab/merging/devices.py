@@ -119,17 +119,15 @@ def leave() -> None:
 def _state() -> Any:
     from accelerate import PartialState  # half a second to import
 
-    if is_alone():
-        return PartialState()
     # Without a GPU, accelerate must be told to use gloo; one process may have to wait long for another.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def device_named(name: str = "auto") -> torch.device:
-    """The device that accelerate picks for 'auto', or the one that is named. MergeError if it is not there."""
+    """The accelerator of this process for 'auto', or the device that is named. MergeError if it is not there."""
     if name == "auto":
-        found = _state().device
-        return torch.device("cpu") if found.type == "mps" else found  # mps has no float64
+        found = torch.accelerator.current_accelerator(check_available=True) if is_alone() else _state().device
+        return found if found and found.type != "mps" else torch.device("cpu")  # mps has no float64
     try:
         torch.zeros(1, dtype=torch.float64, device=name).tolist()  # 'meta' would hold no numbers
         return torch.device(name)
