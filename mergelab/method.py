@@ -4,9 +4,9 @@
 are drawn from that table. This room knows no method by name and no file.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from inspect import Parameter, getdoc, signature
 from keyword import iskeyword
 from math import prod
@@ -15,11 +15,11 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from mergelab.errors import MergeError, brief, did_you_mean
+from mergelab.errors import MergeError, did_you_mean
 from mergelab.maths import noise, spectral
 from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
-from mergelab.recipes.varying import mapped, well_formed
 from mergelab.report import Fact
+from mergelab.setting import Choice, Knob, Setting, Switch
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Layer:
     dense in the base's shape, or LowRank. weights: (expert,). decompose: the tensor is a matrix whose singular
     directions mean something (not an embedding). factorise: (expert's index, wanted) -> Factors of that delta, where
     they are kept somewhere; else they are computed. experts: their names; with the seed, they decide what is random.
+    seen: what the method's survey of the whole tensor found, where it has one; the layer may then be some of its rows.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Layer:
     factorise: Callable[[int, Wanted | None], Factors] | None = None
     experts: tuple[str, ...] = ()
     seed: int = 0
+    seen: Any = None
 
     @cached_property
     def entries(self) -> tuple[Tensor, ...]:
@@ -86,7 +88,7 @@ class Layer:
 
     def each(self, value: float | tuple[float, ...]) -> tuple[float, ...]:
         """A setting as one number per expert: of a knob with `each`, experts may have values of their own."""
-        return value if isinstance(value, tuple) else (value,) * len(self.deltas)
+        return each(value, len(self.deltas))
 
     def weighted(self, stack: Tensor) -> Tensor:
         """A stack (expert, *shape) times each expert's weight."""
@@ -108,81 +110,38 @@ class Merged:
 
     delta: what to add to the base, the layer's shape. facts: numbers worth plotting, one per expert or one for the
     layer. curves: sequences worth plotting (a joint spectrum, who owns which direction), (k,) or (expert, k) each.
-    roads: how its factorisations were computed.
+    roads: how its factorisations were computed. counts: facts that are shares, as (number, of how many), (2,) or
+    (2, expert): those of the parts of a tensor add up.
     """
 
     delta: Tensor
     facts: Mapping[str, Fact] = field(default_factory=dict)
     curves: Mapping[str, Tensor] = field(default_factory=dict)
     roads: tuple[str, ...] = ()
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Knob:
-    """The range and help of a setting that is a number.
+class Whole:
+    """A tensor that is merged in parts, for the survey of a method: its entries, its experts, and a walk over parts.
 
-    `start` is where the page puts it, where that differs from a recipe's default. `each`: a recipe may give every
-    expert a value of its own; the method then gets a tuple, one number per expert (`Layer.each` makes it one always).
+    Each call of `walk` reads the tensor again, a Layer of some rows at a time.
     """
 
-    low: float
-    high: float
-    help: str
-    step: float | None = None
-    start: float | None = None
-    each: bool = False
+    size: int
+    experts: int
+    walk: Callable[[], Iterable[Layer]]
 
 
-@dataclass(frozen=True)
-class Switch:
-    """The help of a setting that is on or off."""
-
-    help: str
+def each(value: float | tuple[float, ...], experts: int) -> tuple[float, ...]:
+    """A setting as one number per expert."""
+    return value if isinstance(value, tuple) else (value,) * experts
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The help of a setting that is one of a few words."""
-
-    options: tuple[str, ...]
-    help: str
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a method, as a recipe writes it."""
-
-    name: str
-    default: Any
-    knob: Knob | Switch | Choice
-
-    @property
-    def each(self) -> bool:
-        """Whether experts may have values of their own."""
-        return isinstance(self.knob, Knob) and self.knob.each
-
-    def checked(self, value: Any, method: str) -> Any:
-        """The value, or one that varies (varying.py), if the knob allows all of it; else MergeError."""
-        if isinstance(value, tuple) and self.each:
-            return tuple(self._checked(item, method) for item in value)
-        return mapped(well_formed(value, f"'{self.name}' of {method}"), lambda scalar: self._checked(scalar, method))
-
-    def _checked(self, value: Any, method: str) -> Any:
-        if isinstance(self.knob, Switch):
-            if not isinstance(value, bool):
-                raise MergeError(f"'{self.name}' of {method} must be true or false, not {brief(value)}.")
-            return value
-        if isinstance(self.knob, Choice):
-            if value not in self.knob.options:
-                found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {brief(value)}."
-                raise MergeError(f"{found} {did_you_mean(value, self.knob.options)}")
-            return value
-        low, high = self.knob.low, self.knob.high
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # NaN too
-            raise MergeError(
-                f"'{self.name}' of {method} must be a number from {low:g} to {high:g}, not {brief(value)}."
-            )
-        return float(value)
+def shares(counts: Mapping[str, Tensor]) -> dict[str, Fact]:
+    """The facts that counts are: number / of how many, 0 where there are none."""
+    found = {name: count[0] / count[1].clamp(min=1) for name, count in counts.items()}
+    return {name: tuple(share.tolist()) if share.dim() else float(share) for name, share in found.items()}
 
 
 @dataclass(frozen=True)
@@ -195,7 +154,8 @@ class MergeMethod:
     fewest: int  # experts that it needs
     settings: tuple[Setting, ...]
     function: Callable[..., Merged]
-    entrywise: bool = False  # where a layer is not decomposed, each entry is merged on its own, without a fact
+    entrywise: str = "never"  # which layers it merges entry by entry: never, tables (what is not decomposed), always
+    survey: Callable[..., Any] | None = None  # what it must know of the whole tensor before it can do so
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
 
@@ -229,9 +189,23 @@ class MergeMethod:
                 )
         return {name: known[name].checked(value, self.title) for name, value in given.items()}
 
+    def goes_by_entries(self, decompose: bool) -> bool:
+        """Whether it merges each entry of a layer on its own, so that large tensors can be merged in parts."""
+        return self.entrywise == "always" or (self.entrywise == "tables" and not decompose)
+
+    def surveyed(self, whole: Whole, **settings: Any) -> Any:
+        """What is to be `seen` by every part of a tensor; None if nothing is."""
+        return self.survey(whole, **self._arguments(settings)) if self.survey else None
+
     def __call__(self, layer: Layer, *merged: Merged, **settings: Any) -> Merged:
-        given = {_argument(name): value for name, value in self.checked(settings).items()}
-        return self.function(layer, *merged, **given)
+        if self.survey and layer.seen is None and self.goes_by_entries(layer.decompose):
+            whole = Whole(layer.base.numel(), len(layer.deltas), partial(list, [layer]))
+            layer = replace(layer, seen=self.surveyed(whole, **settings))
+        made = self.function(layer, *merged, **self._arguments(settings))
+        return replace(made, facts={**made.facts, **shares(made.counts)}) if made.counts else made
+
+    def _arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {_argument(name): value for name, value in self.checked(settings).items()}
 
 
 METHODS: dict[str, MergeMethod] = {}
@@ -245,16 +219,18 @@ def merge_method(
     fewest: int = 1,
     most: int | None = None,
     base_apart: bool = False,
-    entrywise: bool = False,
+    entrywise: str = "never",
+    survey: Callable[..., Any] | None = None,
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
 
-    entrywise: where a layer is not decomposed, an entry of the answer depends on the same entries of the deltas and the
-    base alone, and there are no facts. Large tables are then merged in parts.
+    entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
+    deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
+    merged in parts. survey: (Whole, the settings) -> what is then `seen`.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
-        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise}
+        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey}
         settings = _settings(function)
         return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))
 

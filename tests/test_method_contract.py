@@ -10,6 +10,7 @@ from making import layer_of, noise
 
 from mergelab import METHODS, STEPS, Choice, Knob, MergeError, Switch
 from mergelab.maths.spectral import LowRank
+from mergelab.method import Whole, shares
 from mergelab.report import FACTS
 
 SHAPES = [(), (7,), (6, 9), (9, 6), (1, 5), (5, 1), (3, 4, 5), (2, 3, 2, 2), (0, 4)]
@@ -312,11 +313,19 @@ def test_its_docstring_has_a_summary_and_equations_and_its_paper_is_named(method
     assert method.title and len(method.paper.split(".")) == 2
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.entrywise], ids=lambda method: method.name)
+@those(name for name, method in METHODS.items() if method.entrywise != "never")
 @pytest.mark.parametrize("shape", [(7,), (6, 9), (3, 4, 5)], ids=str)
-def test_an_entrywise_method_merges_a_table_part_by_part_to_the_same_bytes(method, shape):
-    whole = replace(layer(method, *shape), decompose=False)
+@pytest.mark.parametrize("decompose", [False, True])
+def test_an_entrywise_method_merges_a_tensor_part_by_part_to_the_same_bytes_and_facts(method, shape, decompose):
+    whole = replace(layer(method, *shape), decompose=decompose and len(shape) == 2)
+    settings = {"density": 0.4} if method.name == "ties" else {}  # where something is trimmed at all
+    if not method.goes_by_entries(whole.decompose):
+        return
     parts = [slice(0, 1), slice(1, 3), slice(3, None)]
-    made = [method(replace(whole, base=whole.base[p], deltas=tuple(d[p] for d in whole.deltas))) for p in parts]
-    assert torch.equal(torch.cat([merged.delta for merged in made]), method(whole).delta)
-    assert not any(merged.facts or merged.curves for merged in made)
+    layers = [replace(whole, base=whole.base[p], deltas=tuple(d[p] for d in whole.deltas)) for p in parts]
+    seen = method.surveyed(Whole(whole.base.numel(), len(whole.deltas), lambda: layers), **settings)
+    made, at_once = [method(replace(part, seen=seen), **settings) for part in layers], method(whole, **settings)
+    assert torch.equal(torch.cat([merged.delta for merged in made]), at_once.delta)
+    counts = {name: sum(merged.counts[name] for merged in made) for name in at_once.counts}
+    assert shares(counts) == at_once.facts
+    assert not any(merged.curves or merged.facts.keys() - merged.counts.keys() for merged in made)

@@ -3,7 +3,7 @@
 On the CPU the passes are numpy's, whose comparisons and counts are several times faster than torch's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy
 import torch
@@ -14,29 +14,54 @@ BLOCK = 2**16  # entries that are looked at together: few enough to stay in the 
 SAMPLED = 64  # one entry in so many is sorted, to guess between which two values the answer lies
 SIGMAS = 5  # how far the guess may be off
 
+# Several lists, a piece of each at a time; each call gives all of them again.
+Pieces = Callable[[], Iterable[Sequence[Tensor]]]
+
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest entry, 1 <= k <= numel, as `torch.kthvalue` finds it. Any shape and size; values not NaN."""
-    flat = values.flatten()
-    if _fast(flat) and len(flat) > FEW:
-        found = _between_two_guesses(flat.numpy(), k)
-        if found is not None:
-            return flat.new_tensor(found)
-    return torch.kthvalue(flat, len(flat) - k + 1).values
+    return kth_largest_of_each(lambda: [[values]], [k], values.numel())[0]
 
 
-def _between_two_guesses(values: numpy.ndarray, k: int) -> float | None:
-    """The k-th largest, by way of a sorted sample that says where to look; None if it lies elsewhere.
+def kth_largest_of_each(walk: Pieces, counts: Sequence[int], size: int) -> list[Tensor]:
+    """The k-th largest of several lists of `size` numbers each, which come in pieces. counts: the k of each list.
 
-    (The idea of Floyd & Rivest's SELECT, 1975: what is above the bracket is counted, what is in it is sorted.)
+    (The idea of Floyd & Rivest's SELECT, 1975: a sorted sample says between which two numbers to look; what is above
+    the bracket is counted, what is in it is sorted. Where the sample was wrong, a plain selection is made.)
     """
-    low, high = _bracket(values, k / len(values))
-    above, inside = 0, []
-    for part, over, within in _parts(values, low, high):
-        above += numpy.count_nonzero(over)
-        inside.append(part[within])
-    bracketed = numpy.sort(numpy.concatenate(inside))
-    return float(bracketed[above - k]) if above < k <= above + len(bracketed) else None
+    brackets = [_bracket(sample, k / size) for sample, k in zip(_samples(walk, size), counts)] if size > FEW else []
+    found = _between(walk, brackets, counts) if brackets else [None] * len(counts)
+    if any(one is None for one in found):
+        lists = [torch.cat([piece.flatten() for piece in pieces]) for pieces in zip(*walk())]
+        found = [torch.kthvalue(values, size - k + 1).values for values, k in zip(lists, counts)]
+    return found
+
+
+def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
+    """Some entries of each list, sorted; none if this is not the place for numpy."""
+    stride = max(1, min(SAMPLED, size // 2**12)) | 1  # odd: in step with no row length
+    taken, first = [], 0
+    for pieces in walk():
+        if not all(map(_fast, pieces)):
+            return []
+        taken.append([piece.reshape(-1)[first::stride].numpy() for piece in pieces])
+        first = (first - pieces[0].numel()) % stride
+    return [numpy.sort(numpy.concatenate(some)) for some in zip(*taken)]
+
+
+def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequence[int]) -> list[Tensor | None]:
+    """The k-th largest of each list; None where it lies outside its bracket."""
+    above, inside = [0] * len(counts), [[] for _ in counts]
+    for pieces in walk():
+        for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
+            for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
+                above[i] += numpy.count_nonzero(over)
+                inside[i].append(part[within])
+    lists = [numpy.sort(numpy.concatenate(some)) for some in inside]
+    return [
+        torch.from_numpy(some[over - k, None])[0] if over < k <= over + len(some) else None
+        for some, over, k in zip(lists, above, counts)
+    ]
 
 
 def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[numpy.ndarray, ...]]:
@@ -47,9 +72,8 @@ def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[num
         yield part, over, over ^ (part >= low)
 
 
-def _bracket(values: numpy.ndarray, share: float) -> tuple[float, float]:
-    """Two numbers between which the largest `share` of all very likely ends."""
-    sample = numpy.sort(values[:: max(1, min(SAMPLED, len(values) // 2**12)) | 1])  # odd: in step with no row length
+def _bracket(sample: numpy.ndarray, share: float) -> tuple[float, float]:
+    """Two numbers between which the largest `share` of all very likely ends. sample: sorted."""
     size = len(sample)
     middle, spread = size * (1 - share), SIGMAS * (size * share * (1 - share)) ** 0.5 + 1
     low, high = int(middle - spread), int(middle + spread) + 1

@@ -3,12 +3,12 @@
 All treat each entry on its own. Written in float arithmetic: masks of booleans are several times slower.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from mergelab.maths.selection import kth_largest
+from mergelab.maths.selection import Pieces, kth_largest, kth_largest_of_each
 
 BLOCK = 2**16  # entries of each tensor that are worked on together: few enough to stay in the cache
 
@@ -33,6 +33,11 @@ def threshold_keeping(magnitudes: Tensor, count: int) -> Tensor:
     if count >= magnitudes.numel():
         return magnitudes.new_tensor(0.0)
     return kth_largest(magnitudes, count)
+
+
+def thresholds_keeping(walk: Pieces, counts: Sequence[int], size: int) -> list[Tensor]:
+    """The magnitude of the count-th largest entry, from 1, of several tensors of `size` entries that come in pieces."""
+    return kth_largest_of_each(lambda: ([piece.abs() for piece in pieces] for pieces in walk()), counts, size)
 
 
 def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
@@ -73,7 +78,8 @@ def agreeing(values: Tensor, sign: Tensor) -> Tensor:
 
 def conflict_share(values: Tensor) -> float:
     """Of the entries that at least one expert moves, the share that two experts move in opposite directions."""
-    return share_of_conflicts([conflicts(values)])
+    both, touched = conflicts(values).tolist()
+    return both / touched if touched else 0.0
 
 
 def conflicts(stack: Tensor) -> Tensor:
@@ -81,9 +87,3 @@ def conflicts(stack: Tensor) -> Tensor:
     up, down = stack.amax(0).relu_().sign_(), stack.amin(0).neg_().relu_().sign_()
     both = up * down
     return torch.stack([both.sum(dtype=torch.float64), up.add_(down).sub_(both).sum(dtype=torch.float64)])
-
-
-def share_of_conflicts(counts: list[Tensor]) -> float:
-    """The share of conflicts in all blocks of a tensor, from what `conflicts` says of each."""
-    both, touched = torch.stack(counts).sum(0).tolist() if counts else (0.0, 0.0)
-    return both / touched if touched else 0.0

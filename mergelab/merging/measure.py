@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
 from mergelab.maths.spectral import factors, no_vectors
-from mergelab.method import Layer, Merged
+from mergelab.method import Layer, Merged, shares
 from mergelab.report import LayerReport
 
 
@@ -19,12 +19,15 @@ class Measures:
         self.experts = experts
         self.base = self.merged = 0.0  # squared norms
         self.products = torch.zeros(len(experts), len(experts), dtype=torch.float64)
+        self.counts: dict[str, Tensor] = {}
 
     def add(self, layer: Layer, merged: Merged) -> None:
         """Take in a part."""
         self.base += norm(layer.base) ** 2
         self.merged += norm(merged.delta) ** 2
         self.products += inner_products(layer.deltas)
+        for name, count in merged.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count.cpu()
 
     def report(self, layer: Layer, merged: Merged, shape: tuple[int, ...], curves: bool) -> LayerReport:
         """What there is to say. layer, merged: the last part, or the whole."""
@@ -32,6 +35,7 @@ class Measures:
         norms = self.products.diagonal().sqrt().tolist()
         facts = {
             **merged.facts,
+            **shares(self.counts),
             "change": tuple(norm / size for norm in norms),
             "merged change": self.merged**0.5 / size,
             "cosine of deltas": mean_cosine(self.products),

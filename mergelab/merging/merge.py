@@ -6,10 +6,11 @@ nothing behind.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mergelab.merging.memory import peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, parts, rows_at_a_time, walked
-from mergelab.method import Layer, Merged
+from mergelab.method import Layer, Merged, Whole
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport, Report
 
@@ -101,8 +102,11 @@ class _Job:
     def done(self, name: str) -> LayerReport:
         """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
         measures = Measures(self.plan.recipe.names)
-        for rows in [None] if self.diagnose else parts(self.plan, name):
-            layer = self.kept.layer(self.plan.layer(name, self.device, rows))
+        whole = self.diagnose or (self.weights is None and self.plan.decomposes(name))
+        some = [None] if whole else parts(self.plan, name)
+        seen = self._surveyed(name, some) if len(some) > 1 else None
+        for rows in some:
+            layer = self.kept.layer(replace(self.plan.layer(name, self.device, rows), seen=seen))
             merged = merged_layer(self.plan, layer)
             measures.add(layer, merged)
             if self.weights:
@@ -114,6 +118,16 @@ class _Job:
             found = diagnosis(layer, merged, self.plan.written_dtype(name))
             report = replace(report, facts={**report.facts, **found, **merged.facts})
         return report
+
+    def _surveyed(self, name: str, some: Sequence[slice | None]) -> Any:
+        """What the method must know of all parts before it can merge one."""
+
+        def walk() -> Iterator[Layer]:
+            return (self.plan.layer(name, self.device, rows) for rows in some)
+
+        size = prod(self.plan.base.entries[name].shape)
+        whole = Whole(size, len(self.plan.experts), walk)
+        return self.plan.method.surveyed(whole, **self.plan.settings_at(name))
 
     def _put(self, layer: Layer, merged: Merged, first: int) -> None:
         """Write base plus delta, a few rows at a time, so that the sum of a large table takes no memory."""
@@ -148,7 +162,10 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
     base = layer.base.new_ones((1,) * layer.base.dim())
     one = replace(layer, base=base, deltas=(torch.zeros_like(base),) * len(layer.deltas), factorise=None)
     said = plan.method(one, **plan.settings_at(layer.name))
-    return None if said.delta.any() else replace(said, delta=unmoved(layer.base))
+    if said.delta.any():
+        return None
+    counts = {name: count * layer.base.numel() for name, count in said.counts.items()}
+    return replace(said, delta=unmoved(layer.base), counts=counts)
 
 
 def _sizes(plan: Plan) -> dict[Path, float]:

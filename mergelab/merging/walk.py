@@ -18,7 +18,8 @@ from mergelab.planning.plan import Plan
 
 Made = TypeVar("Made")
 
-PART = 1 << 19  # entries of a tensor that are merged at a time, where each entry is merged on its own
+PART = 1 << 18  # entries of a tensor that are merged at a time, where each entry is merged on its own
+WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same
 _PER_ENTRY = 64  # what reading, merging and writing an entry costs, in multiplications of a factorisation
 
 
@@ -35,13 +36,15 @@ def _cost(plan: Plan, name: str) -> float:
 
 
 def parts(plan: Plan, name: str) -> list[slice | None]:
-    """The rows that are merged at a time: all at once (None), or few where the method treats each entry on its own.
+    """The rows that are merged at a time: all at once (None), or few where the recipe treats each entry on its own.
 
     They depend on the shape alone: not on how much memory there is, nor on who works.
     """
     shape = plan.base.entries[name].shape
     whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
-    if whole or plan.decomposes(name) or not plan.method.entrywise or prod(shape) <= PART:
+    decompose = plan.decomposes(name)
+    entrywise = plan.method.goes_by_entries(decompose) and not (decompose and plan.steps)
+    if whole or not entrywise or prod(shape) <= WHOLE:
         return [None]
     step = rows_at_a_time(shape)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

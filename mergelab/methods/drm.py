@@ -1,7 +1,7 @@
 """DRM: Decom-Renorm-Merge (Chaichana et al., arXiv 2505.23117), in its two directions."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from mergelab.maths.signs import (
     conflicts,
     elected,
     majority,
-    share_of_conflicts,
     threshold_keeping,
 )
 from mergelab.maths.spectral import Delta, at_least_single, joint_factors, projected
-from mergelab.method import Knob, Layer, Merged, merge_method
+from mergelab.method import Knob, Layer, Merged, Whole, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
 NEAR = 3e-5  # float32 is sure which of two renormalised entries is larger where they differ by more than this
@@ -28,7 +27,12 @@ Drop = Annotated[float, Knob(0, 0.99, "share of the renormalised entries that is
 Floor = Annotated[float, Knob(0, 0.5, "directions below this share of the strongest are cut", step=0.005)]
 
 
-@merge_method("DRM-H", paper="2505.23117", fewest=2)
+def prevailing(whole: Whole, **settings: Any) -> Tensor:
+    """The sign that most entries of the sum of all deltas have, for a tensor that is not decomposed."""
+    return sum(_sum(part.entries).sign().sum(dtype=torch.float64) for part in whole.walk()).sign()
+
+
+@merge_method("DRM-H", paper="2505.23117", fewest=2, entrywise="tables", survey=prevailing)
 def drm_h(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
     """Give all experts one joint basis of output directions, renormalise, prune, elect signs there, average.
 
@@ -44,7 +48,7 @@ def drm_h(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
     return _merged(layer, drop, floor, transposed=False)
 
 
-@merge_method("DRM-V", paper="2505.23117", fewest=2)
+@merge_method("DRM-V", paper="2505.23117", fewest=2, entrywise="tables", survey=prevailing)
 def drm_v(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
     """Give all experts one joint basis of input directions: DRM-H on the transposes.
 
@@ -56,7 +60,8 @@ def drm_v(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
 
 def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged:
     if not layer.decompose:
-        return Merged(*_vote(layer.entries, layer))
+        delta, opposed = _vote(layer.entries, layer, layer.seen)
+        return Merged(delta, counts={"sign conflicts": opposed})
     deltas = [delta.T for delta in layer.deltas] if transposed else layer.deltas  # (rows, columns) each
     joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
     basis = joint.vectors  # (rows, k)
@@ -69,7 +74,7 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     strengths = lengths * values[:, None]  # s_ik
     count = round((1 - drop) * int(live.sum()) * units.shape[2])
     kept = _pruned(units, count, basis, deltas).mul_(strengths.to(units))
-    voted, opposed = _vote(kept, layer)
+    voted, opposed = _vote(kept, layer, majority(_sum(kept)))
     single = at_least_single(layer.base.dtype)
     delta = (basis.to(single) @ voted.to(single)).to(layer.base.dtype)
     energy = strengths.square().sum((1, 2))
@@ -78,11 +83,11 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
         "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
         "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
-        **opposed,
     }
     ownership = (lengths.square() * live).squeeze(2)
     curves = {"joint_singular_values": values, "ownership": ownership}
-    return Merged(delta.T if transposed else delta, facts, curves, (joint.road,))
+    counts = {"sign conflicts": opposed}
+    return Merged(delta.T if transposed else delta, facts, curves, (joint.road,), counts)
 
 
 def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
@@ -117,16 +122,22 @@ def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: S
     return sizes
 
 
-def _vote(tensors: Sequence[Tensor], layer: Layer) -> tuple[Tensor, dict[str, float]]:
-    """Elect each entry's sign by the sum over experts; weigh the entries that agree, mean over the non-zero ones."""
-    total = sum(tensors[1:], tensors[0])
-    tie, opposed, mean = majority(total), [], total.new_empty(total.shape)
-    for result, summed, *parts in blocks(mean, total, *tensors):
+def _vote(tensors: Sequence[Tensor], layer: Layer, tie: Tensor) -> tuple[Tensor, Tensor]:
+    """Elect each entry's sign by the sum over experts; weigh the entries that agree, mean over the non-zero ones.
+
+    tie: the sign of a sum that is zero. What comes second counts sign conflicts, as `conflicts`.
+    """
+    opposed, mean = torch.zeros(2, dtype=torch.float64), tensors[0].new_empty(tensors[0].shape)
+    for result, *parts in blocks(mean, *tensors):
         stack = torch.stack(parts)  # (expert, entries)
-        chosen = layer.weighted(agreeing(stack, elected(summed, tie)))
+        chosen = layer.weighted(agreeing(stack, elected(_sum(parts), tie.to(stack))))
         torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
-        opposed.append(conflicts(stack))
-    return mean, {"sign conflicts": share_of_conflicts(opposed)}
+        opposed += conflicts(stack).cpu()
+    return mean, opposed
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return sum(tensors[1:], tensors[0])
 
 
 def _or_one(values: Tensor) -> Tensor:

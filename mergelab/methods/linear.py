@@ -6,7 +6,7 @@ from mergelab.errors import MergeError
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-@merge_method("Average", paper="2203.05482", entrywise=True)
+@merge_method("Average", paper="2203.05482", entrywise="always")
 def linear(
     layer: Layer,
     *,

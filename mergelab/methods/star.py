@@ -6,7 +6,7 @@ from mergelab.maths.spectral import Factors, effective_rank, leading, rank_keepi
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("STAR", paper="2502.10339", entrywise=True)
+@merge_method("STAR", paper="2502.10339", entrywise="tables")
 def star(
     layer: Layer,
     *,

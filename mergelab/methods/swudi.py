@@ -12,7 +12,7 @@ from mergelab.method import Choice, Knob, Layer, Merged, merge_method
 LEAST = 1e-8  # eigenvalues of C (its trace is T) are taken to be at least this
 
 
-@merge_method("SWUDI", paper="2606.07289", entrywise=True)
+@merge_method("SWUDI", paper="2606.07289", entrywise="tables")
 def swudi(
     layer: Layer,
     *,

@@ -5,7 +5,7 @@ from typing import Annotated
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("Task arithmetic", paper="2212.04089", entrywise=True)
+@merge_method("Task arithmetic", paper="2212.04089", entrywise="always")
 def task_arithmetic(
     layer: Layer,
     *,

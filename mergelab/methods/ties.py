@@ -1,15 +1,24 @@
 """TIES: trim, elect sign, disjoint merge (Yadav et al., NeurIPS 2023, arXiv 2306.01708)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from mergelab.maths.selection import number_of_nonzero
-from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, share_of_conflicts, threshold_keeping
-from mergelab.method import Knob, Layer, Merged, Switch, merge_method
+from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, thresholds_keeping
+from mergelab.method import Knob, Layer, Merged, Switch, Whole, each, merge_method
 
 
-@merge_method("TIES", paper="2306.01708", fewest=2)
+def thresholds(whole: Whole, *, density: float | tuple[float, ...], **settings: Any) -> list[Tensor]:
+    """The magnitude that an entry of each delta must have to be kept."""
+    counts = [max(1, int(share * whole.size)) if share < 1 else whole.size for share in each(density, whole.experts)]
+    if not whole.size or set(counts) == {whole.size}:
+        return [torch.tensor(0.0)] * whole.experts
+    return thresholds_keeping(lambda: (part.entries for part in whole.walk()), counts, whole.size)
+
+
+@merge_method("TIES", paper="2306.01708", fewest=2, entrywise="always", survey=thresholds)
 def ties(
     layer: Layer,
     *,
@@ -28,20 +37,14 @@ def ties(
     unweighted). `density` is 1 where a recipe is silent; the paper uses 0.2. Entries that tie with the last one kept
     are kept too.
     """
-    size = layer.base.numel()
-    counts = [max(1, int(share * size)) if share < 1 else size for share in layer.each(density)]
-    thresholds = [threshold_keeping(delta.abs(), count) for delta, count in zip(layer.entries, counts)]
-    kept, opposed, delta = torch.zeros(len(thresholds), dtype=torch.long), [], layer.base.new_empty(layer.base.shape)
+    kept, opposed, delta = torch.zeros(len(layer.seen)), torch.zeros(2), layer.base.new_empty(layer.base.shape)
     for result, *parts in blocks(delta, *layer.entries):
-        trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
+        trimmed = torch.stack(list(map(at_least, parts, layer.seen)))  # (expert, entries)
         weighted = layer.weighted(trimmed)
         chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
         mass = layer.weighted(chosen.sign().abs_()).sum(0) if normalize else torch.ones_like(result)
         result.copy_(lambda_ * chosen.sum(0) / torch.where(mass.abs() < 1e-8, 1, mass))
-        kept += torch.tensor([number_of_nonzero(part) for part in trimmed])
-        opposed.append(conflicts(weighted))
-    facts = {
-        "entries kept": tuple((kept / max(layer.base.numel(), 1)).tolist()),
-        "sign conflicts": share_of_conflicts(opposed),
-    }
-    return Merged(delta, facts)
+        kept = kept + torch.tensor([number_of_nonzero(part) for part in trimmed], dtype=torch.float64)
+        opposed = opposed + conflicts(weighted).cpu()
+    of_all = torch.full_like(kept, layer.base.numel())
+    return Merged(delta, counts={"entries kept": torch.stack([kept, of_all]), "sign conflicts": opposed})
