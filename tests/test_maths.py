@@ -5,7 +5,7 @@ import torch
 from making import noise
 
 from mergelab.maths import signs, spectral
-from mergelab.maths.selection import kth_largest
+from mergelab.maths.selection import kth_largest, kth_largest_of_each
 from mergelab.maths.spectral import LowRank
 
 MATRICES = {
@@ -167,6 +167,14 @@ def test_the_kth_largest_is_found_exactly_among_many(kind, share):
     k = max(1, int(share * values.numel()))
     assert kth_largest(values, k) == values.flatten().sort(descending=True).values[k - 1]
     assert kth_largest(values.T.double(), k) == kth_largest(values, k)
+
+
+@pytest.mark.parametrize("kind", [lambda v: v, lambda v: v.bfloat16().float(), sparse])
+def test_the_kth_largest_of_lists_that_come_in_pieces_is_that_of_the_whole_lists(kind):
+    lists = [kind(noise(301, 700, seed=i, dtype=torch.float32)).abs() for i in range(3)]
+    cuts, counts = [1, 7, 200, 93], [1, 40_000, 301 * 700]
+    found = kth_largest_of_each(lambda: zip(*[values.split(cuts) for values in lists]), counts, 301 * 700)
+    assert found == [kth_largest(values, k) for values, k in zip(lists, counts)]
 
 
 def test_the_kth_largest_is_found_where_the_sample_misleads():

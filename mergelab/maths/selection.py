@@ -44,7 +44,7 @@ def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
     for pieces in walk():
         if not all(map(_fast, pieces)):
             return []
-        taken.append([piece.reshape(-1)[first::stride].numpy() for piece in pieces])
+        taken.append([piece.reshape(-1)[first::stride].numpy().copy() for piece in pieces])  # a view would hold them
         first = (first - pieces[0].numel()) % stride
     return [numpy.sort(numpy.concatenate(some)) for some in zip(*taken)]
 
@@ -56,12 +56,18 @@ def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequ
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
             for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
                 above[i] += numpy.count_nonzero(over)
-                inside[i].append(part[within])
-    lists = [numpy.sort(numpy.concatenate(some)) for some in inside]
-    return [
-        torch.from_numpy(some[over - k, None])[0] if over < k <= over + len(some) else None
-        for some, over, k in zip(lists, above, counts)
-    ]
+                inside[i].append(numpy.unique(part[within], return_counts=True))  # of numbers that tie there are many
+    return [_counted_down(some, k - over) for some, over, k in zip(inside, above, counts)]
+
+
+def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray]], k: int) -> Tensor | None:
+    """The k-th largest of numbers that come with how often each is there; None if there are not so many, or k < 1."""
+    values, times = (numpy.concatenate(part) for part in zip(*some))
+    down = numpy.argsort(values)[::-1]
+    reached = times[down].cumsum()
+    if not len(reached) or not 0 < k <= reached[-1]:
+        return None
+    return torch.from_numpy(values[down[numpy.searchsorted(reached, k), None]])[0]
 
 
 def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[numpy.ndarray, ...]]:
