@@ -82,6 +82,12 @@ class Checkpoint(Mapping[str, Tensor]):
         """A tensor, or some rows of it (along its first dimension)."""
         return read_tensor(self.folder, name, self.entries[name], self.source, rows)
 
+    def stamp(self, name: str) -> tuple[str | int, ...]:
+        """What tells a tensor's file from what it was before a change: its place, number, size and date."""
+        path = self.folder / self.entries[name].file
+        about = path.stat()
+        return str(path), about.st_ino, about.st_size, about.st_mtime_ns
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 

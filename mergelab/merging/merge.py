@@ -105,8 +105,9 @@ class _Job:
         whole = self.diagnose or (self.weights is None and self.plan.decomposes(name))
         some = [None] if whole else parts(self.plan, name)
         seen = self._surveyed(name, some) if len(some) > 1 else None
+        origins = self.plan.origins(name)  # before the first byte is read, so that a change since would be seen
         for rows in some:
-            layer = self.kept.layer(replace(self.plan.layer(name, self.device, rows), seen=seen))
+            layer = self.kept.layer(replace(self.plan.layer(name, self.device, rows), seen=seen), origins)
             merged = merged_layer(self.plan, layer)
             measures.add(layer, merged)
             if self.weights:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -33,6 +34,7 @@ from mergelab.method import Layer
 
 VERSION = "1"  # raise it when the same delta gets other factors than before
 AMOUNTS = ("none", "quarter", "all")  # how many vectors are computed: fewer cost less, and most merges need a quarter
+Origin = Hashable | None  # a tensor's name, its files' numbers and dates: no delta changes without it
 SMALL = 96  # a matrix with a side this short is factorised faster than a file is read
 
 
@@ -46,13 +48,15 @@ class Store:
     def __init__(self, folder: Path | None, memory: int, disk: int):
         self.folder, self.memory, self.disk = folder if disk > 0 else None, memory, disk
         self.troubles: tuple[str, ...] = ()
+        self._contents: dict[Hashable, str] = {}
         self._held: OrderedDict[str, Factors] = OrderedDict()
         self._held_bytes, self._lock = 0, threading.Lock()
         self._disk_bytes: int | None = None  # not looked yet
 
-    def factors(self, delta: Delta, wanted: Wanted | None) -> tuple[Factors, bool]:
+    def factors(self, delta: Delta, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
         """The factors of a delta, at least those wanted, and whether they were kept from before.
 
+        origin: where the delta was read, so that what was hashed once in this process is not hashed again.
         Vectors come in the delta's own precision, and in one of few amounts: those of another amount differ in their
         last bits, and what a merge writes must not depend on what was asked before.
         """
@@ -60,7 +64,9 @@ class Store:
             return spectral.factors(delta, wanted), False  # as quick as looking it up
         if is_unmoved(delta):
             return Factors(delta.new_zeros(0, dtype=torch.float64), delta.new_zeros(delta.shape[0], 0), True), False
-        content = _content(delta)
+        if not self.folder and not self.memory:
+            return self._found(delta, wanted), False
+        content = self._content(delta, origin)
         known = self._known(content, delta, wanted)
         return (self._made(content, delta, wanted), False) if known is None else (known, True)
 
@@ -72,9 +78,20 @@ class Store:
                 return found if right in (amount, "none") else self._recalled(content, right, delta)
         return None
 
-    def _made(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors:
+    def _content(self, delta: Tensor, origin: Origin) -> str:
+        if origin is None:
+            return _content(delta)
+        key = (origin, delta.dtype, delta.device.type)
+        if key not in self._contents:
+            self._contents[key] = _content(delta)
+        return self._contents[key]
+
+    def _found(self, delta: Tensor, wanted: Wanted | None) -> Factors:
         made = spectral.factors(delta, lambda values: _count(_amount(values, delta, wanted), delta))
-        made = replace(made, vectors=made.vectors.to(delta.dtype).contiguous())
+        return replace(made, vectors=made.vectors.to(delta.dtype).contiguous())
+
+    def _made(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors:
+        made = self._found(delta, wanted)
         key = f"{content}-{_amount(made.values, delta, wanted)}"
         self._keep(key, made)
         if self.folder and min(delta.shape) > SMALL and not self.troubles:
@@ -167,12 +184,15 @@ class Lookups:
     def __init__(self, store: Store):
         self.store, self.asked, self.found, self._lock = store, 0, 0, threading.Lock()
 
-    def layer(self, layer: Layer) -> Layer:
-        """The layer, with factors from the store."""
-        return replace(layer, factorise=lambda expert, wanted: self._factors(layer.deltas[expert], wanted))
+    def layer(self, layer: Layer, origins: Sequence[Origin] | None = None) -> Layer:
+        """The layer, with factors from the store. origins: where each delta was read, or None for one."""
+        known = origins or [None] * len(layer.deltas)
+        return replace(
+            layer, factorise=lambda expert, wanted: self._factors(layer.deltas[expert], wanted, known[expert])
+        )
 
-    def _factors(self, delta: Delta, wanted: Wanted | None) -> Factors:
-        factors, found = self.store.factors(delta, wanted)
+    def _factors(self, delta: Delta, wanted: Wanted | None, origin: Origin = None) -> Factors:
+        factors, found = self.store.factors(delta, wanted, origin)
         with self._lock:
             self.asked, self.found = self.asked + 1, self.found + found
         return factors

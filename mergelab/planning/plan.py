@@ -4,7 +4,7 @@ Only headers and configuration are read here. A Plan that exists can be merged, 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -149,6 +149,12 @@ class Plan:
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
         named = {"experts": self.recipe.names, "seed": self.recipe.seed}
         return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
+
+    def origins(self, name: str) -> list[Hashable | None]:
+        """For each expert, what cannot change without its delta's changing; None where that is not so simple."""
+        base = self.base.stamp(name)
+        plain = [type(e.checkpoint) is Checkpoint and e.adapter is None for e in self.experts]
+        return [(name, base, e.checkpoint.stamp(name)) if p else None for e, p in zip(self.experts, plain)]
 
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""

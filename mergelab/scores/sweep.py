@@ -6,8 +6,8 @@ the merge that its recipe makes.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,12 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS
+from mergelab.maths.inner import inner_products
 from mergelab.maths.spectral import Delta, LowRank
+from mergelab.merging.devices import workers_for
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
+from mergelab.merging.walk import costs, walked
 from mergelab.method import METHODS, Layer
 from mergelab.model import Running
 from mergelab.planning.plan import Plan, plan
@@ -106,29 +109,21 @@ def _point(
     work: Plan, value: float, layers: "_Layers", resident: Resident | None, scorer: Scorer | None, step: Step
 ) -> Generator[Step, None, Point]:
     tally = _Tally()
-    for name in work.names:
-        with _one_thread():
-            layer = layers.of(work, name)
-            merged = merged_layer(work, layer)
-            tally.add(layer, merged.delta, merged.facts)
-            if resident:
-                resident.put(name, written(work, name, layer.base + merged.delta))
+
+    def done(name: str) -> str:
+        layer = layers.of(work, name)
+        merged = merged_layer(work, layer)
+        tally.add(layer, merged.delta, merged.facts)
+        if resident:
+            resident.put(name, written(work, name, layer.base + merged.delta))
+        return name
+
+    for name in walked(costs(work), done, workers_for(layers.device)):
         yield replace(step, name=f"{step.name} · {name}")
     scores: tuple[TaskScore, ...] = ()
     if resident and scorer:
         scores = yield from _told(scorer(resident.run, work.recipe), step)
     return Point(value, work.recipe, tally.facts(), scores)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a merge: factorisations of this size lose more by waiting for each other's threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _told(job: Generator[str, None, tuple[TaskScore, ...]], step: Step) -> Generator[Step, None, tuple[TaskScore, ...]]:
@@ -151,23 +146,29 @@ def written(work: Plan, name: str, tensor: Tensor) -> Tensor:
 
 
 class _Layers:
-    """Layers with all that was computed of them, as many as fit: the first ones, as all are walked in a circle."""
+    """Layers with all that was computed of them, as many as fit: those that were done first, as all are at every point.
+
+    Several threads may ask, each for another name.
+    """
 
     def __init__(self, device: torch.device | str, most: int = KEPT_BYTES):
-        self.device, self.most, self.held = device, most, 0
+        self.device, self.most, self.held, self.lock = device, most, 0, threading.Lock()
         self.experts: tuple[Expert, ...] = ()
         self.kept: dict[str, Layer] = {}
         self.lookups = Lookups(shared_store())  # known from another merge, or another number
 
     def of(self, work: Plan, name: str) -> Layer:
-        if work.recipe.experts != self.experts:
-            self.experts, self.kept, self.held = work.recipe.experts, {}, 0
-        if name in self.kept:
-            return self.kept[name]
-        layer = self.lookups.layer(work.layer(name, self.device))
-        if self.held + _bytes(layer) <= self.most:
-            self.held += _bytes(layer)
-            self.kept[name] = layer
+        with self.lock:
+            if work.recipe.experts != self.experts:
+                self.experts, self.kept, self.held = work.recipe.experts, {}, 0
+            if name in self.kept:
+                return self.kept[name]
+        origins = work.origins(name)
+        layer = self.lookups.layer(work.layer(name, self.device), origins)
+        with self.lock:
+            if self.held + _bytes(layer) <= self.most:
+                self.held += _bytes(layer)
+                self.kept[name] = layer
         return layer
 
 
@@ -182,28 +183,25 @@ def _delta_bytes(delta: Delta) -> int:
 
 
 class _Tally:
-    """Sums up one point: the method's facts over the decomposed layers, norms and the cosine over all entries."""
+    """Sums up one point: the method's facts over the decomposed layers, norms and the cosine over all entries.
+
+    Filled by several threads in any order, and added up in the order of names.
+    """
 
     def __init__(self):
-        self.facts_seen: dict[str, list[float]] = {}
-        self.base = self.change = self.average = self.dot = 0.0
+        self.seen: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}
 
     def add(self, layer: Layer, delta: Tensor, facts: Mapping[str, Any]) -> None:
-        average = layer.sum
-        self.base += _dot(layer.base, layer.base)
-        self.change += _dot(delta, delta)
-        self.average += _dot(average, average)
-        self.dot += _dot(delta, average)
-        for name, fact in facts.items() if layer.decompose else ():
-            numbers = fact if isinstance(fact, tuple) else (fact,)
-            self.facts_seen.setdefault(name, []).append(sum(numbers) / len(numbers))
+        self.seen[layer.name] = inner_products([layer.base, delta, layer.sum]), facts if layer.decompose else {}
 
     def facts(self) -> dict[str, float]:
-        means = {name: sum(numbers) / len(numbers) for name, numbers in self.facts_seen.items()}
-        size, both = math.sqrt(self.base) or 1.0, math.sqrt(self.change * self.average)
-        change = {"merged change": math.sqrt(self.change) / size}
-        return means | change | {"cosine to the average": self.dot / both if both else 0.0}
-
-
-def _dot(one: Tensor, other: Tensor) -> float:
-    return float(one.flatten().double() @ other.flatten().double())
+        products, numbers = torch.zeros(3, 3, dtype=torch.float64), {}
+        for _, (product, facts) in sorted(self.seen.items()):
+            products += product
+            for name, fact in facts.items():
+                each = fact if isinstance(fact, tuple) else (fact,)
+                numbers.setdefault(name, []).append(sum(each) / len(each))
+        base, change, average = products.diagonal().sqrt().tolist()
+        both, dot = change * average, float(products[1, 2])
+        found = {name: sum(some) / len(some) for name, some in numbers.items()}
+        return found | {"merged change": change / (base or 1.0), "cosine to the average": dot / both if both else 0.0}
