@@ -187,6 +187,28 @@ def test_a_changed_expert_is_not_mistaken_for_the_old_one(family, tmp_path):
     assert "7 of 8 factorisations were known from before." in report.notes
 
 
+def test_another_eta_in_the_same_session_hashes_nothing_again_but_what_has_changed(family, tmp_path, monkeypatch):
+    hashed, content = [], store._content
+    monkeypatch.setattr(store, "_content", lambda delta: hashed.append(1) or content(delta))
+    merged(family(20.0), tmp_path / "first")
+    assert len(hashed) == 8
+    merged(family(90.0), tmp_path / "second")
+    assert len(hashed) == 8
+    file = tmp_path / "expert-1/model.safetensors"
+    save_file(load_file(file), file)
+    merged(family(90.0), tmp_path / "third")
+    assert len(hashed) == 12
+
+
+def test_without_a_store_the_bytes_are_the_same_and_nothing_is_hashed(family, tmp_path, monkeypatch):
+    kept = merged(family(20.0), tmp_path / "kept")
+    monkeypatch.setenv("MERGELAB_CACHE", "off")
+    monkeypatch.setenv("MERGELAB_STORE_MB", "0")
+    shared_store.cache_clear()
+    monkeypatch.setattr(store, "_content", None)
+    assert merged(family(20.0), tmp_path / "out").sha256 == kept.sha256
+
+
 def test_many_threads_may_ask_at_once(tmp_path):
     kept = a_store(tmp_path, memory=30_000)
     matrices = [noise(100, 100, seed=i % 4, dtype=torch.float32) for i in range(12)]
