@@ -72,8 +72,8 @@ def sha256_of(path: Path) -> str:
 @lru_cache(4096)
 def _digest(path: Path, *identity: int) -> str:
     """Read once in a process, as long as the file is the same by its number, size and date."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    digest, room = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(room):
+            digest.update(room[:count])
     return digest.hexdigest()
