@@ -13,8 +13,9 @@ from mergelab.plots.spectra import PLOTLY_JS
 
 PANEL_JS = ASSETS / "panel.js"
 PAGE_CSS = ASSETS / "page.css"
-SERVED = [PLOTLY_JS, PANEL_JS]
-_HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
+LEARN_JS = ASSETS / "learn.js"
+SERVED = [PLOTLY_JS, PANEL_JS, LEARN_JS]
+_HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED[:2])
 
 _TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'
 _MOUNT = "mergelab.mount({element, props, trigger, watch, key: %s}); /* gradio looks here for its name: 'select' */"

@@ -1,6 +1,7 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -41,7 +42,18 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 """
 
 
-def draw_spectra_tab(lab: Lab, form: Form) -> None:
+@dataclass(frozen=True)
+class Spectra:
+    """What other tabs may do with this one: choose the fact, and analyse the form's recipe after an event of theirs.
+
+    follow(event, wanted, widget): wanted says by the widgets' values, that one's included, whether to analyse at all.
+    """
+
+    facts: gr.Dropdown
+    follow: Callable[..., None]
+
+
+def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
@@ -145,6 +157,17 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
+
+    def follow(event: Any, wanted: Callable[[dict], bool], *others: gr.components.Component) -> None:
+        def analyse_if_wanted(data: dict) -> Iterator[dict]:
+            if wanted(data):
+                yield from analyse(data)
+
+        done = event.then(analyse_if_wanted, given | set(others), outputs, **HEAVY)
+        form.stop.click(None, None, None, cancels=[done], **PRIVATE)
+        done.then(stopped, form.status, form.status, **LIGHT)
+
+    return Spectra(facts, follow)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
