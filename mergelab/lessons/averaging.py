@@ -10,7 +10,8 @@ from mergelab.lessons.answers import SKILLS, answers, merge_of
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import COUNTS, survey
 from mergelab.lessons.task_vector import cosines
-from mergelab.lessons.truncation import ETA, against, best_of
+from mergelab.lessons.truncation import ETA
+from mergelab.lessons.verdict import against, best_of
 from mergelab.maths.moments import variance_kept
 from mergelab.plots import lessons as plots
 from mergelab.scores.scoring import mean_score
@@ -62,7 +63,7 @@ def _not_size_alone() -> Facts:
 
 CHAPTER = Chapter(
     "averaging",
-    "Why averaging loses",
+    "Averaging loses",
     (
         Lesson(
             "The mean is shorter than its parts",
@@ -92,8 +93,9 @@ CHAPTER = Chapter(
         Lesson(
             "What it costs",
             r"""The average of the first experts, scored on the held-out prompts of those experts' tasks. It slides
-            towards the base, which had never been fine-tuned at all. At this scale it is a slope and no cliff; with
-            unrelated networks, in the last chapter, it is a cliff.""",
+            towards the base, which was never fine-tuned at all. (Some tasks are easier than others: look at the
+            gaps.) At this scale it is a slope and no cliff; with unrelated networks, in the last chapter, it is a
+            cliff.""",
             _cost,
             r"""From {few} to {all} experts the average falls from **{average_few:.1%}** to **{average_all:.1%}**, while
             the experts themselves stay at {experts_few:.1%} and {experts_all:.1%}; the base has {base_few:.1%} and
@@ -110,7 +112,7 @@ CHAPTER = Chapter(
             _not_size_alone,
             r"""The average of four scores **{average.value:.1%}**, the best λ ({best:.2g}) **{best_score:.1%}**, λ =
             {last:.0f} **{last_score:.1%}**. STAR at η = {eta}, untuned, has **{star:.1%}**: against it the tuned λ
-            wins {wins} prompts and loses {losses}, {luck} (p = {p:.2g}).""",
+            wins {wins} prompts and loses {losses}, {luck} ({chance}).""",
             lambda facts: plots.curves(
                 facts["x"],
                 {"task arithmetic": facts["y"]},

@@ -48,6 +48,7 @@ def _formula() -> Facts:
     rho = fmean(story().matching.before)
     counts = range(1, MOST + 1)
     known = {"ρ = 1: the same network": 1.0, "ρ = ½": 0.5, "ρ = 0: strangers": 0.0}
+    known |= {f"these networks: ρ = {rho:.2f}": rho}
     curves = {name: [variance_kept(n, value) for n in counts] for name, value in known.items()}
     return {"curves": curves, "counts": list(counts), "rho": rho, "left": variance_kept(2, rho), "networks": 2}
 
@@ -94,7 +95,7 @@ def _bars(facts: Facts) -> plots.Figure:
 
 CHAPTER = Chapter(
     "collapse",
-    "Collapse and repair",
+    "Collapse, repair",
     (
         Lesson(
             "Two networks that never met",
@@ -110,8 +111,9 @@ CHAPTER = Chapter(
         ),
         Lesson(
             "Layer by layer it fades",
-            r"""What one layer loses, the next cannot give back: it receives a weaker signal and halves it again. This
-            is **variance collapse**. At the end hardly anything depends on the picture any more.""",
+            r"""What one layer loses, the next cannot give back: it receives a weaker signal, and loses again. This is
+            **variance collapse**. At the end hardly anything depends on the picture any more. (A shortcut passes
+            layers by, and keeps a little more.)""",
             _fades,
             r"""After the first layer **{first:.0%}** of the experts' variance is left, after the last **{last:.1%}**.
             The plain average reads **{accuracy:.0%}** of the pictures right, where guessing gives {chance:.0%} and
@@ -137,7 +139,8 @@ CHAPTER = Chapter(
             "Then, repair",
             r"""Give each channel $y$ back the mean and the spread that the task's expert has there: $y' = \sigma_e\,(y
             - \mu_m)/\sigma_m + \mu_e$. That is **TACT**, a scale and a shift a channel, fitted in one pass from the
-            first layer to the last on a few pictures, without training.""",
+            first layer to the last on a few pictures, without training. In the picture $0$ is the expert's own
+            variance, $-1$ half of it.""",
             _repaired,
             r"""{task_0}: **{aligned_0:.0%}** becomes **{repaired_0:.0%}** (its expert {expert_0:.0%}). {task_1}:
             **{aligned_1:.0%}** becomes **{repaired_1:.0%}** (expert {expert_1:.0%}). The variance at the last layer

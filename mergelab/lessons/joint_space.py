@@ -10,7 +10,8 @@ from mergelab.lessons.answers import SKILLS, answers, merge_of
 from mergelab.lessons.experts import MODULE, layer_of
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import COUNTS
-from mergelab.lessons.truncation import ETA, against
+from mergelab.lessons.truncation import ETA
+from mergelab.lessons.verdict import against
 from mergelab.maths.signs import conflict_share, trimmed
 from mergelab.maths.spectral import joint_factors, projected
 from mergelab.method import METHODS, Layer, Merged
@@ -92,7 +93,7 @@ def _worth() -> Facts:
 
 CHAPTER = Chapter(
     "joint-space",
-    "DRM's joint space",
+    "Joint space",
     (
         Lesson(
             "One basis for all experts",
@@ -149,7 +150,7 @@ CHAPTER = Chapter(
             **{half:.0%}**, pruning {drop:.0%} leaves **{hard:.0%}**; trimming the plain weights as hard leaves
             **{trimmed:.0%}**.""",
             lambda facts: plots.bars(
-                ("weights", "joint basis", "half pruned", "pruned hard", "weights, trimmed"),
+                ("weights", "joint basis", f"pruned {DROP:.0%}", f"pruned {HARD:.0%}", f"weights, trimmed {HARD:.0%}"),
                 {"pulled both ways": [facts[key] for key in ("weights", "joint", "half", "hard", "trimmed")]},
                 "entries pulled both ways",
             ),
@@ -158,12 +159,12 @@ CHAPTER = Chapter(
         ),
         Lesson(
             "What it is worth",
-            r"""The same merges, by number of experts, each on its own experts' tasks. Look at where the curves part.
-            The papers' gains come from large models; what does not show here is said here.""",
+            r"""The same merges, by number of experts, each on its own experts' tasks. Look at where the curves part,
+            and where they do not: a gain that a paper reports need not show on models as small as these.""",
             _worth,
             r"""Two experts: DRM-H **{drm_2:.1%}**, the average **{average_2:.1%}**; {wins_2} prompts won, {losses_2}
-            lost, {luck_2} (p = {p_2:.2g}). Four: **{drm_4:.1%}** against **{average_4:.1%}**, {luck_4} (p =
-            {p_4:.2g}). Eight: **{drm_8:.1%}** against **{average_8:.1%}**, {luck_8} (p = {p_8:.2g}).""",
+            lost, {luck_2} ({chance_2}). Four: **{drm_4:.1%}** against **{average_4:.1%}**, {luck_4} ({chance_4}).
+            Eight: **{drm_8:.1%}** against **{average_8:.1%}**, {luck_8} ({chance_8}).""",
             lambda facts: plots.curves(COUNTS, facts["curves"], ("number of experts", "mean exact match")),
             merge_of(4, "drm_h", drop=DROP),
             tab="merge",

@@ -63,8 +63,7 @@ CHAPTER = Chapter(
             output, with strength $\sigma_k$, the strongest first.""",
             _sum_of_directions,
             r"""The first of **{all}** directions holds **{energy_few:.0%}** of the squared size of this change, the
-            first **{more}** hold **{energy_more:.0%}**: the middle picture is already hard to tell from the right
-            one.""",
+            first **{more}** hold **{energy_more:.0%}**: the middle picture has most of the pattern.""",
             lambda facts: plots.matrices(facts["picture"]),
             merge_of(4, "star", eta=40.0),
         ),

@@ -12,12 +12,17 @@ from mergelab.maths.inner import norm
 from mergelab.plots import lessons as plots
 
 FOUR = SKILLS[:4]
+TIMES = 10  # by how much a change has to be enlarged to be seen beside the weights
 
 
 def _difference() -> Facts:
     base, delta = layer_of(MODULE, "french").base.double(), change("french")
-    picture = {"before: W₀": base, "after: W": base + delta, "the task vector: τ = W − W₀": delta}
-    return {"share": norm(delta) / norm(base), "picture": {name: corner(matrix) for name, matrix in picture.items()}}
+    picture = {"before: W₀": base, "after: W": base + delta, "τ = W − W₀": delta, f"τ, {TIMES} times": TIMES * delta}
+    return {
+        "share": norm(delta) / norm(base),
+        "times": TIMES,
+        "picture": {name: corner(matrix) for name, matrix in picture.items()},
+    }
 
 
 def _along() -> Facts:
@@ -62,7 +67,7 @@ CHAPTER = Chapter(
             it can be added, scaled and taken apart like them.""",
             _difference,
             r"""In this matrix (the first of the French expert; you see its corner) the change is **{share:.1%}** of the
-            weights' size: a faint pattern on the right.""",
+            weights' size: hardly to be seen, but for the right picture, where it is {times} times as large.""",
             lambda facts: plots.matrices(facts["picture"]),
             merge_of(1, "star", eta=40.0),
         ),

@@ -1,6 +1,5 @@
 """Chapter 3: truncation and rescale, first on a matrix that the reader can touch."""
 
-from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,17 +8,18 @@ from torch import Tensor
 from mergelab.lessons.answers import SKILLS, answers, merge_of
 from mergelab.lessons.experts import MODULE, layer_of, singular_values
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
+from mergelab.lessons.verdict import against, best_of
 from mergelab.maths.inner import norm
 from mergelab.maths.spectral import rank_keeping
 from mergelab.method import METHODS
 from mergelab.plots import lessons as plots
-from mergelab.scores.scoring import mean_score, sign_test
-from mergelab.scores.sweep_report import Point
+from mergelab.scores.scoring import mean_score
 
 START = ((3.0, 1.0, 0.5, 0.0), (1.0, 2.0, 0.0, -0.5), (0.5, 0.0, -1.0, 1.0), (0.0, 1.5, 1.0, 0.5))
 ETA = 40  # the paper's default
+FORMULAS = r"""$$ r = \min\Big\{r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k\Big\} \qquad
+c = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k} \qquad \tau' = c \sum_{k \le r} \sigma_k\, u_k v_k^\top $$"""
 _GRID, _TENS = tuple(range(5, 101, 5)), tuple(range(10, 101, 10))
-ALPHA = 0.05  # a difference that luck makes less often than this is called one
 
 
 def errors(values: Tensor, eta: float) -> tuple[float, float]:
@@ -28,19 +28,6 @@ def errors(values: Tensor, eta: float) -> tuple[float, float]:
     kept, gone, whole = values[:rank].square().sum(), values[rank:].square().sum(), values.square().sum()
     gain = values.sum() / values[:rank].sum()
     return float((gone / whole).sqrt()), float((((gain - 1) ** 2 * kept + gone) / whole).sqrt())
-
-
-def against(one: Point, other: Point) -> dict[str, Any]:
-    """Prompt by prompt: how often one merge wins and loses against another, and whether that is more than luck."""
-    mine, theirs = ([a for score in point.scores for a in score.amounts] for point in (one, other))
-    wins, losses, p = sign_test(mine, theirs)
-    words = "more than luck explains" if p < ALPHA else "no more than luck explains"
-    return {"wins": wins, "losses": losses, "p": p, "luck": words}
-
-
-def best_of(points: Sequence[Point]) -> Point:
-    """The point with the highest mean score."""
-    return max(points, key=lambda point: mean_score(point.scores).value)
 
 
 def _cut() -> Facts:
@@ -96,16 +83,15 @@ def _with_average(facts: Facts) -> plots.Figure:
 
 CHAPTER = Chapter(
     "truncation",
-    "Cut and rescale",
+    "Cut, rescale",
     (
         Lesson(
             "A matrix to touch",
-            r"""STAR keeps the fewest directions $r$ whose strengths add up to $\eta$ % of all, drops the rest, and
-            scales up what is left: $r = \min\{r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k\}$,
-            $\;c = \sum_k \sigma_k / \sum_{k \le r} \sigma_k$, $\;\tau' = c \sum_{k \le r} \sigma_k u_k v_k^\top$.
-            Change a number, drag $\eta$, switch the rescaling off.""",
+            r"""STAR keeps the fewest directions whose strengths add up to $\eta$ % of all, drops the rest, and scales
+            up what is left by one factor, so that the strengths add up to what they did before. Change a number,
+            drag $\eta$, switch the rescaling off: everything follows.""",
             dict,
-            r"""All of it is computed anew at each touch, here in your browser.""",
+            r"""It is computed anew at each touch, in your browser, by the formulas above it.""",
             None,
             merge_of(4, "star", eta=40.0),
         ),
@@ -164,10 +150,9 @@ CHAPTER = Chapter(
             flatters it a little.""",
             _worth,
             r"""With rescaling the best η ({best_eta:.0f}) scores **{best_score:.1%}**, the average
-            **{average.value:.1%}**: it wins {best_wins} prompts and loses {best_losses}, {best_luck} (p =
-            {best_p:.2g}). Without it the best cut (η = {bare_eta:.0f}) scores **{bare_score:.1%}**: {bare_wins}
-            won, {bare_losses} lost, {bare_luck} (p = {bare_p:.2g}). **It is the rescaling that gains, not the
-            cut.**""",
+            **{average.value:.1%}**: it wins {best_wins} prompts and loses {best_losses}, {best_luck}
+            ({best_chance}). Without it the best cut (η = {bare_eta:.0f}) scores **{bare_score:.1%}**: {bare_wins}
+            won, {bare_losses} lost, {bare_luck} ({bare_chance}). **It is the rescaling that gains, not the cut.**""",
             _with_average,
             merge_of(4, "star", eta=40.0),
             tab="sweep-tab",

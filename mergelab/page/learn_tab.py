@@ -8,7 +8,7 @@ import gradio as gr
 
 from mergelab.lessons.course import CHAPTERS, LESSONS, chapter_of, known
 from mergelab.lessons.lesson import Lesson
-from mergelab.lessons.truncation import ETA, START
+from mergelab.lessons.truncation import ETA, FORMULAS, START
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.spectra_tab import Spectra
@@ -31,7 +31,7 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
     """Draw the tab. Returns the step that it shows, as its address: set it, and the tab follows."""
     first = _ORDER[0]
     names = [(f"{i} · {chapter.title}", chapter.name) for i, chapter in enumerate(CHAPTERS, start=1)]
-    chapter = gr.Radio(names, value=chapter_of(first).name, label="Chapters", elem_id="learn-chapters")
+    chapter = gr.Radio(names, value=chapter_of(first).name, label="Chapters", container=False, elem_id="learn-chapters")
     with gr.Row(elem_id="learn-turn"):
         back = gr.Button("Back", interactive=False, min_width=80, elem_id="learn-back")
         steps = [(f"{_number(address)} {lesson.title}", address) for address, lesson in LESSONS.items()]
@@ -43,6 +43,7 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
     words = gr.Markdown(_words(LESSONS[first]), latex_delimiters=LATEX, elem_id="learn-words")
     picture = PlotlyPanel(LESSONS[first].figure(), label="Lesson", elem_id="learn-picture", height=340)
     with gr.Column(visible=False, elem_id="learn-touch") as touch:
+        gr.Markdown(FORMULAS, latex_delimiters=LATEX, elem_id="learn-formulas")
         TouchMatrix(START, ETA)
     said = gr.Markdown(LESSONS[first].said, elem_id="learn-said")
     try_ = gr.Button(_try(LESSONS[first]), elem_id="learn-try")
@@ -94,12 +95,10 @@ def _number(address: str) -> str:
 
 def _progress(address: str) -> str:
     part, at = chapter_of(address), _ORDER.index(address) + 1
-    said = (
-        f"{part.title}, step {address.rpartition('-')[2]} of {len(part.lessons)}; {at} of {len(_ORDER)} in all. {KEYS}"
-    )
+    said = f"{part.title}, step {address.rpartition('-')[2]} of {len(part.lessons)}; {at} of {len(_ORDER)} in all."
     return (
         f'<div class="ml-progress"><progress max="{len(_ORDER)}" value="{at}" aria-label="How far you are"></progress>'
-        f'<span role="status">{html.escape(said)}</span></div>'
+        f'<span role="status">{html.escape(said)}</span><span class="ml-keys">{KEYS}</span></div>'
     )
 
 

@@ -34,7 +34,7 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
             }
         )
         domain = [i * width + 0.01, (i + 1) * width - 0.01]
-        bare = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
+        bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False, "fixedrange": True}
         layout[f"xaxis{end}"] = bare | {"domain": domain, "constrain": "domain"}
         layout[f"yaxis{end}"] = bare | {"autorange": "reversed", "scaleanchor": f"x{end}", "constrain": "domain"}
         layout[f"yaxis{end}"] |= {"anchor": f"x{end}"}
