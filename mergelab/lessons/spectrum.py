@@ -23,7 +23,8 @@ def energy(values: Tensor, rank: int) -> float:
 
 def _sum_of_directions() -> Facts:
     u, s, vt = torch.linalg.svd(change("french"), full_matrices=False)
-    picture = {f"{rank} of {len(s)} directions": (u[:, :rank] * s[:rank]) @ vt[:rank] for rank in (FEW, MORE, len(s))}
+    picture = {f"the first {rank}": (u[:, :rank] * s[:rank]) @ vt[:rank] for rank in (FEW, MORE)}
+    picture |= {"all": change("french")}
     shares = {"few": FEW, "more": MORE, "energy_few": energy(s, FEW), "energy_more": energy(s, MORE)}
     return {"picture": {name: corner(matrix) for name, matrix in picture.items()}, "all": len(s), **shares}
 

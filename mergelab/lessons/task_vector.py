@@ -17,7 +17,7 @@ TIMES = 10  # by how much a change has to be enlarged to be seen beside the weig
 
 def _difference() -> Facts:
     base, delta = layer_of(MODULE, "french").base.double(), change("french")
-    picture = {"before: W₀": base, "after: W": base + delta, "τ = W − W₀": delta, f"τ, {TIMES} times": TIMES * delta}
+    picture = {"before": base, "after": base + delta, "change": delta, f"change × {TIMES}": TIMES * delta}
     return {
         "share": norm(delta) / norm(base),
         "times": TIMES,

@@ -17,8 +17,9 @@ from mergelab.scores.scoring import mean_score
 
 START = ((3.0, 1.0, 0.5, 0.0), (1.0, 2.0, 0.0, -0.5), (0.5, 0.0, -1.0, 1.0), (0.0, 1.5, 1.0, 0.5))
 ETA = 40  # the paper's default
-FORMULAS = r"""$$ r = \min\Big\{r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k\Big\} \qquad
-c = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k} \qquad \tau' = c \sum_{k \le r} \sigma_k\, u_k v_k^\top $$"""
+FORMULAS = r"""$$ r = \min\Big\{r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k\Big\} $$
+$$ c = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k} $$
+$$ \tau' = c \sum_{k \le r} \sigma_k\, u_k v_k^\top $$"""
 _GRID, _TENS = tuple(range(5, 101, 5)), tuple(range(10, 101, 10))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.page.panel import LEARN_JS
+from mergelab.page.panel import HEAD
 
 _TEMPLATE = """<div class="ml-touch">
   <section><h4>τ, yours</h4><div data-part="given" class="ml-cells"></div><div data-part="examples"></div></section>
@@ -29,7 +29,7 @@ class TouchMatrix(gr.HTML):
         super().__init__(
             value=json.dumps({"matrix": matrix, "eta": eta}),
             apply_default_css=False,
-            head=f'<script src="gradio_api/file={LEARN_JS}"></script>',
+            head=HEAD,
             html_template=_TEMPLATE,  # constant: a change would wipe what the reader wrote
             js_on_load="mergelabLearn.mount({element, props})",
             **options,

@@ -28,8 +28,7 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
                 "zmin": -reach,
                 "zmax": reach,
                 "colorscale": DIVERGING,
-                "showscale": i == len(named) - 1,
-                "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
+                "showscale": False,
                 "hovertemplate": f"{name}<br>row %{{y}}, column %{{x}}: %{{z:.3g}}<extra></extra>",
             }
         )
