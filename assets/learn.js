@@ -65,7 +65,7 @@ window.mergelabLearn = (() => {
       cell.addEventListener('pointerdown', event => dragged(event, cell))
       return part('given').appendChild(cell)
     }))
-    const outs = matrix.map(row => row.map(() => part('result').appendChild(document.createElement('output'))))
+    const outs = matrix.map(row => row.map(() => part('result').appendChild(document.createElement('span'))))
     const slider = part('eta'), rescale = part('rescale')
     slider.value = eta
     slider.addEventListener('input', draw)
@@ -111,8 +111,8 @@ window.mergelabLearn = (() => {
         `Σσ = ${shown(found.whole)}, and ${slider.value} % of it is ${shown(found.whole * slider.value / 100)}: the first ` +
         `<strong>r = ${found.rank}</strong> of 4 hold ${shown(found.held)}. ` +
         `c = ${shown(found.whole)} / ${shown(found.held)} = <strong>${shown(found.gain)}</strong>. ` +
-        `Error ‖τ′ − τ‖ / ‖τ‖ = <strong>${(100 * found.error).toFixed(1)} %</strong>` +
-        (rescale.checked ? `; of the cut alone it would be ${(100 * found.bare).toFixed(1)} %.` : ', the least that any matrix of this rank can have.')
+        `Error ‖τ′ − τ‖ / ‖τ‖ = <strong>${(100 * found.error).toFixed(1)}\u00a0%</strong>` +
+        (rescale.checked ? `; of the cut alone it would be ${(100 * found.bare).toFixed(1)}\u00a0%.` : ', the least that any matrix of this rank can have.')
       root.dataset.found = JSON.stringify({...found, eta: Number(slider.value), matrix: numbers})
     }
   }
@@ -120,7 +120,7 @@ window.mergelabLearn = (() => {
   addEventListener('keydown', event => {
     const turn = {ArrowLeft: '#learn-back', ArrowRight: '#learn-next'}[event.key]
     if (!turn || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return
-    if (event.target.closest('input, textarea, select, output, [role=tab], [role=slider], [role=listbox], [contenteditable=true]')) return
+    if (event.target.closest('input, textarea, select, [role=tab], [role=slider], [role=listbox], [contenteditable=true]')) return
     const button = document.querySelector(turn)
     if (button && button.offsetParent && !button.disabled) { event.preventDefault(); button.click() }
   })

@@ -151,7 +151,7 @@ def first_chapter(base, taus, flat, right):
     at = {value: right["one", "points", value] for value in (0.0, 1.0)}
     whens = {"before": at[0.0], "after": at[1.0]}
     return {
-        "task-vector-1": {"share": taus["french"][QUERY].norm() / base[QUERY].norm(), "times": 10},
+        "task-vector-1": {"share": taus["french"][QUERY].norm() / base[QUERY].norm(), "times": 10, "module": "0 q"},
         "task-vector-2": {f"{t}_{w}": share(found[t]) for t in ("french", "german") for w, found in whens.items()},
         "task-vector-3": {"count": len(taus["french"]), "least": min(sizes), "most": max(sizes)},
         "task-vector-4": {

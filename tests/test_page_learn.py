@@ -122,10 +122,10 @@ def test_a_touched_number_the_slider_and_the_switch_change_all_that_is_shown(tab
     found = json.loads(root.get_attribute("data-found"))
     assert found["matrix"][0][0] == -2.5 and found["eta"] == 70
     agrees(found, found["matrix"], 70, False)
-    shown = [float(text) for text in tab.locator("[data-part=result] output").all_text_contents()]
+    shown = [float(text) for text in tab.locator("[data-part=result] span").all_text_contents()]
     assert shown == pytest.approx(sum(found["result"], []), abs=0.0051)
     assert tab.locator("[data-part=bars] .kept").count() == found["rank"]
-    expect(tab.locator("[data-part=said]")).to_contain_text(f"Error ‖τ′ − τ‖ / ‖τ‖ = {100 * found['error']:.1f} %")
+    expect(tab.locator("[data-part=said]")).to_contain_text(f"Error ‖τ′ − τ‖ / ‖τ‖ = {100 * found['error']:.1f}\u00a0%")
     tab.get_by_role("button", name="one direction").click()
     assert json.loads(root.get_attribute("data-found"))["rank"] == 1
     box = tab.get_by_label("τ, row 2, column 2").bounding_box()
@@ -147,9 +147,9 @@ def test_the_button_sets_the_form_and_opens_the_tab(tab, address):
     for expert in lesson.recipe.experts:
         expect(tab.locator("#experts")).to_contain_text(expert.source)
     if lesson.tab == "spectra":
-        expect(tab.locator("#status .ml-status.good")).to_contain_text(
-            f"matrices of {len(lesson.recipe.experts)} experts"
-        )
+        said = f"matrices of {len(lesson.recipe.experts)} experts"
+        expect(tab.locator("#status .ml-status.good")).to_contain_text(said)
+        expect(tab.locator("#module input")).to_have_value(re.compile("^0 q "))
     if lesson.fact:
         expect(tab.locator("#readout")).to_contain_text(lesson.fact)
     if lesson.recipe.method.startswith("drm"):

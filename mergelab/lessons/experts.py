@@ -10,7 +10,7 @@ from mergelab.method import Layer
 from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Expert, Recipe
 
-MODULE = "model.layers.0.self_attn.q_proj.weight"  # the one that the Spectra tab opens first
+MODULE = "model.layers.0.self_attn.q_proj.weight"  # the lessons' example; it has strong directions
 CORNER = 24  # rows and columns of a matrix that a picture can show
 
 

@@ -10,6 +10,7 @@ from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import survey
 from mergelab.maths.inner import norm
 from mergelab.plots import lessons as plots
+from mergelab.plots.spectra import short_name
 
 FOUR = SKILLS[:4]
 TIMES = 10  # by how much a change has to be enlarged to be seen beside the weights
@@ -21,6 +22,7 @@ def _difference() -> Facts:
     return {
         "share": norm(delta) / norm(base),
         "times": TIMES,
+        "module": short_name(MODULE),
         "picture": {name: corner(matrix) for name, matrix in picture.items()},
     }
 
@@ -66,7 +68,7 @@ CHAPTER = Chapter(
             the difference of the weights, the **task vector** $\tau = W - W_0$. It has the shape of the weights, so
             it can be added, scaled and taken apart like them.""",
             _difference,
-            r"""In this matrix (the first of the French expert; you see its corner) the change is **{share:.1%}** of the
+            r"""In matrix {module} of the French expert (you see its corner) the change is **{share:.1%}** of the
             weights' size: hardly to be seen, but for the right picture, where it is {times} times as large.""",
             lambda facts: plots.matrices(facts["picture"]),
             merge_of(1, "star", eta=40.0),

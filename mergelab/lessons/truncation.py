@@ -13,6 +13,7 @@ from mergelab.maths.inner import norm
 from mergelab.maths.spectral import rank_keeping
 from mergelab.method import METHODS
 from mergelab.plots import lessons as plots
+from mergelab.plots.spectra import short_name
 from mergelab.scores.scoring import mean_score
 
 START = ((3.0, 1.0, 0.5, 0.0), (1.0, 2.0, 0.0, -0.5), (0.5, 0.0, -1.0, 1.0), (0.0, 1.5, 1.0, 0.5))
@@ -37,7 +38,14 @@ def _cut() -> Facts:
     squared = [float(values[:r].square().sum() / values.square().sum()) for r in ranks]
     at = _GRID.index(ETA)
     here = {"rank": ranks[at], "energy": squared[at], "gain": float(values.sum() / values[: ranks[at]].sum())}
-    return {"ranks": [r / len(values) for r in ranks], "squared": squared, "eta": ETA, "all": len(values), **here}
+    return {
+        "ranks": [r / len(values) for r in ranks],
+        "squared": squared,
+        "name": f"French, {short_name(MODULE)}",
+        "eta": ETA,
+        "all": len(values),
+        **here,
+    }
 
 
 def _fidelity() -> Facts:
@@ -98,16 +106,15 @@ CHAPTER = Chapter(
         ),
         Lesson(
             "What η cuts",
-            r"""The same on a real matrix, the French expert's. $\eta$ is a share of the nuclear norm, so a small $\eta$
-            keeps a handful of directions; but as the strong ones come first, that handful holds most of the squared
-            size.""",
+            r"""The same on the French expert's matrix. $\eta$ is a share of the nuclear norm, so a small $\eta$ keeps a
+            handful of directions; but as the strong ones come first, that handful holds most of the squared size.""",
             _cut,
             r"""At η = {eta} STAR keeps **{rank}** of {all} directions; they hold **{energy:.0%}** of the squared size,
             and are scaled up **{gain:.1f}** times.""",
             lambda facts: plots.two_of_curves(
                 _GRID,
-                ("directions kept", {"French, first matrix": facts["ranks"]}),
-                ("squared size kept", {"French, first matrix": facts["squared"]}),
+                ("directions kept", {facts["name"]: facts["ranks"]}),
+                ("squared size kept", {facts["name"]: facts["squared"]}),
                 "η",
             ),
             merge_of(4, "star", eta=40.0),

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.lessons.course import CHAPTERS, LESSONS, chapter_of, known
+from mergelab.lessons.experts import MODULE
 from mergelab.lessons.lesson import Lesson
 from mergelab.lessons.truncation import ETA, FORMULAS, START
 from mergelab.page.form import Form
@@ -14,6 +15,7 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.spectra_tab import Spectra
 from mergelab.page.telling import LIGHT, saying, told
 from mergelab.page.touch import TouchMatrix
+from mergelab.repair.stories import STORIES
 
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 TABS = {"spectra": "Spectra", "sweep-tab": "Sweep", "merge": "Merge", "repair": "Repair"}
@@ -21,7 +23,7 @@ NEXT = {  # what to press there
     "spectra": "The recipe of the lesson is in the form, and its spectra are on the right.",
     "sweep-tab": "The recipe of the lesson is in the form. Press Sweep to score it over the knob.",
     "merge": "The recipe of the lesson is in the form. Press Merge to make and score it.",
-    "repair": "The lesson's story is on the right, made in advance. Press Run there to make it here.",
+    "repair": f"The recipe of the lesson is in the form; here, '{next(iter(STORIES))}' tells this very story.",
 }
 KEYS = "Arrow keys turn the page, too."
 _ORDER = list(LESSONS)
@@ -79,7 +81,9 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
     next_.click(None, step, step, js=_turned(1))
     chapter.input(lambda name: f"{name}-1", chapter, step, **LIGHT)
     ready = try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts], **LIGHT)
-    spectra.follow(ready, lambda data: LESSONS[known(data[step])].tab == "spectra", step)
+    analysed = spectra.follow(ready, lambda data: LESSONS[known(data[step])].tab == "spectra", step)
+    module = told(lambda address: MODULE if LESSONS[known(address)].tab == "spectra" else gr.skip())
+    analysed.then(module, step, spectra.modules, **LIGHT)
     return step
 
 

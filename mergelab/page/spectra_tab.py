@@ -44,13 +44,15 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 
 @dataclass(frozen=True)
 class Spectra:
-    """What other tabs may do with this one: choose the fact, and analyse the form's recipe after an event of theirs.
+    """What other tabs may do with this one: choose fact and module, and analyse the form's recipe after an event.
 
-    follow(event, wanted, widget): wanted says by the widgets' values, that one's included, whether to analyse at all.
+    follow(event, wanted, widget): the event when that is done; wanted says by the widgets' values, that one's included,
+    whether to analyse at all.
     """
 
     facts: gr.Dropdown
-    follow: Callable[..., None]
+    modules: gr.Dropdown
+    follow: Callable[..., Any]
 
 
 def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
@@ -158,16 +160,16 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
 
-    def follow(event: Any, wanted: Callable[[dict], bool], *others: gr.components.Component) -> None:
+    def follow(event: Any, wanted: Callable[[dict], bool], *others: gr.components.Component) -> Any:
         def analyse_if_wanted(data: dict) -> Iterator[dict]:
             if wanted(data):
                 yield from analyse(data)
 
         done = event.then(analyse_if_wanted, given | set(others), outputs, **HEAVY)
         form.stop.click(None, None, None, cancels=[done], **PRIVATE)
-        done.then(stopped, form.status, form.status, **LIGHT)
+        return done.then(stopped, form.status, form.status, **LIGHT)
 
-    return Spectra(facts, follow)
+    return Spectra(facts, modules, follow)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
