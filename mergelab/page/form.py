@@ -238,16 +238,14 @@ def _about(method: MergeMethod) -> str:
 
 
 def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox | gr.Dropdown:
-    value = start.settings.get(setting.name) if method.name == start.method else None
+    value = start.settings.get(setting.name, setting.start) if method.name == start.method else setting.start
     label, place = _symbol(setting.name), {"elem_id": f"knob-{method.name}-{setting.name}", "interactive": True}
     if isinstance(setting.knob, Switch):
-        return gr.Checkbox(setting.default if value is None else value, label=label, info=setting.knob.help, **place)
+        return gr.Checkbox(value, label=label, info=setting.knob.help, **place)
     if isinstance(setting.knob, Choice):
         place |= {"label": label, "info": setting.knob.help}
-        return gr.Dropdown(list(setting.knob.options), value=setting.default if value is None else value, **place)
+        return gr.Dropdown(list(setting.knob.options), value=value, **place)
     knob = setting.knob
-    if value is None:
-        value = setting.default if knob.start is None else knob.start
     return gr.Slider(knob.low, knob.high, value=value, step=knob.step, label=label, info=knob.help, **place)
 
 
