@@ -14,13 +14,17 @@ from safetensors.torch import load_file
 
 from mergelab.assets import ASSETS
 from mergelab.lab.lab import Lab
+from mergelab.lab.repair import RepairLab
 from mergelab.lessons.answers import ANSWERS, SCORED, answers, packed
 from mergelab.lessons.course import CHAPTERS, LESSONS, chapter_of, known
+from mergelab.lessons.repairs import TOLD, repairs
 from mergelab.lessons.survey import measured, survey
 from mergelab.page.form import draw_form
 from mergelab.page.learn_tab import TABS
 from mergelab.planning.plan import plan
 from mergelab.plots.spectra import LIVE, short_name
+from mergelab.repair.outcome import Trial
+from mergelab.repair.stories import STORIES
 from mergelab.report import FACTS
 from mergelab.scores.questions import Questions
 from mergelab.tasks import tasks
@@ -288,6 +292,7 @@ def sixth_chapter(story):
     def scored(kind):
         return mean(report["scores"][kind] for report in reports)
 
+    told = json.loads(ANSWERS.read_text(encoding="utf-8"))["repairs"]
     rho, second = mean(matching["before"]), reports[1]["scores"]
     names = {f"task_{i}": report["task"] for i, report in enumerate(reports)}
     kinds = {"aligned": "merged", "repaired": "repaired", "expert": "expert"}
@@ -316,6 +321,15 @@ def sixth_chapter(story):
             "unaligned": second["plain average, repaired"],
             "base_before": second["base"],
             "base": second["base, repaired"],
+        },
+        "collapse-6": {
+            "left": told["family"]["left, merged"],
+            "before": told["family"]["merged"],
+            "after": told["family"]["repaired"],
+            "llamas_left": told["llamas"]["left, merged"],
+            "llamas_before": told["llamas"]["merged"],
+            "llamas_after": told["llamas"]["repaired"],
+            "restored": told["llamas"]["left, repaired"],
         },
     }
 
@@ -371,6 +385,9 @@ def test_what_the_lessons_conclude_is_what_their_numbers_say():
     assert drm["luck_2"] == "no more than luck explains"
     assert tuned["best_score"] > tuned["average"].value > tuned["last_score"]
     assert LESSONS["truncation-3"].facts["scaled"] > LESSONS["truncation-3"].facts["cut"]
+    elsewhere = LESSONS["collapse-6"].facts
+    assert elsewhere["after"] < elsewhere["before"] and elsewhere["left"] > 5 * elsewhere["llamas_left"]
+    assert elsewhere["restored"] > 0.95 and elsewhere["llamas_after"] < 0.1
     assert LESSONS["joint-space-4"].facts["joint"] > 0.9 * LESSONS["joint-space-4"].facts["weights"]
 
 
@@ -397,6 +414,18 @@ def test_the_shipped_answers_are_what_the_merges_answer_now(name, value):
         assert old.task == new.task
         differ = sum(a != b for a, b in zip(old.amounts, new.amounts, strict=True))
         assert differ <= 2  # of 200 prompts: another processor rounds otherwise
+
+
+@pytest.mark.parametrize(("key", "name"), TOLD.items())
+def test_the_shipped_repairs_are_what_is_measured_now(key, name):
+    recipe, align = STORIES[name]
+    outcome = finished(RepairLab(Lab(device="cpu")).tell(Trial(recipe), align)).outcome
+    for kind in ("merged", "repaired", "expert"):
+        told = mean(report.scores[kind] for report in outcome.reports)
+        assert repairs()[key][kind] == pytest.approx(told, abs=0.02)  # of some hundred prompts or pictures
+    for stage in ("merged", "repaired"):
+        every = [[mean(getattr(c, f"{stage}_var")) / mean(c.expert_var) for c in r.channels] for r in outcome.reports]
+        assert repairs()[key][f"left, {stage}"] == pytest.approx(min(map(mean, zip(*every))), rel=0.05)
 
 
 def test_answers_are_kept_bit_by_bit():

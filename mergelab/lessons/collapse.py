@@ -4,6 +4,7 @@ from functools import cache
 from statistics import fmean
 
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
+from mergelab.lessons.repairs import repairs
 from mergelab.maths.moments import variance_kept
 from mergelab.plots import lessons as plots
 from mergelab.plots.repair import matching, repaired_bars, site_label, variance_ratio
@@ -12,7 +13,7 @@ from mergelab.repair.stories import STORIES, STORY
 from mergelab.report import RepairReport
 
 RECIPE = next(iter(STORIES.values()))[0]
-ALIGNED = "aligned"
+ALIGNED, LEFT = "aligned", f"left, {MERGED}"
 CLASSES = 10  # digits
 MOST = 8  # networks, in the picture of the formula
 
@@ -82,6 +83,23 @@ def _fair() -> Facts:
         "repaired": REPAIRED,
     }
     return {"task": second.task, **{name: score(second, kind) for name, kind in controls.items()}}
+
+
+def _elsewhere() -> Facts:
+    family, llamas = repairs()["family"], repairs()["llamas"]
+    found = {
+        "two unrelated readers": {MERGED: mean_of(MERGED), REPAIRED: mean_of(REPAIRED), LEFT: min(ratios("merged"))},
+        "four of one base": family,
+        "two unrelated Llamas": llamas,
+    }
+    bars = {
+        "variance left where most is lost": [one[LEFT] for one in found.values()],
+        "right before repair": [one[MERGED] for one in found.values()],
+        "right after": [one[REPAIRED] for one in found.values()],
+    }
+    numbers = {"left": family[LEFT], "before": family[MERGED], "after": family[REPAIRED]}
+    numbers |= {"llamas_left": llamas[LEFT], "llamas_before": llamas[MERGED], "llamas_after": llamas[REPAIRED]}
+    return {"names": list(found), "bars": bars, "restored": llamas[f"left, {REPAIRED}"], **numbers}
 
 
 def _lines(facts: Facts) -> plots.Figure:
@@ -158,6 +176,20 @@ CHAPTER = Chapter(
             r"""On {task}: the repaired merge **{repaired:.0%}**; the same repair without alignment **{unaligned:.0%}**;
             the other network alone {base_before:.0%}, and with the repair **{base:.0%}**.""",
             _bars,
+            RECIPE,
+            tab="repair",
+        ),
+        Lesson(
+            "Where it helps, and where it does not",
+            r"""Experts of one base share their channels, so that little variance is lost, and a repair has little to
+            give. Two unrelated language models lose nearly all of it; the repair brings it back, but an alignment
+            of channels that hardly correspond leaves the wrong signal in them.""",
+            _elsewhere,
+            r"""Four readers of one base keep at least **{left:.0%}** everywhere, and the repair takes them from
+            **{before:.0%}** to **{after:.0%}**: it does harm. Two Llamas, aligned, keep **{llamas_left:.0%}** where
+            most is lost; repaired they have {restored:.0%} again, and go from **{llamas_before:.1%}** to
+            **{llamas_after:.1%}** of answers: the variance is back, the answers are not.""",
+            lambda facts: plots.bars(facts["names"], facts["bars"], "share"),
             RECIPE,
             tab="repair",
         ),

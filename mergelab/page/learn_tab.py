@@ -67,12 +67,12 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
 
     def opened(address: str | None) -> dict[Any, Any]:
         lesson = LESSONS[known(address)]
-        fact = {spectra.facts: lesson.fact} if lesson.fact else {}
+        shown_there = {spectra.modules: MODULE} | ({spectra.facts: lesson.fact} if lesson.fact else {})
         return {
             **form.filled(lesson.recipe),
             form.status: saying(NEXT[lesson.tab], "good"),
             tabs: gr.Tabs(selected=lesson.tab),
-            **fact,
+            **(shown_there if lesson.tab == "spectra" else {}),
         }
 
     shown = [chapter, progress, words, picture, touch, said, try_, back, next_]
@@ -80,10 +80,7 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
     back.click(None, step, step, js=_turned(-1))
     next_.click(None, step, step, js=_turned(1))
     chapter.input(lambda name: f"{name}-1", chapter, step, **LIGHT)
-    ready = try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts], **LIGHT)
-    analysed = spectra.follow(ready, lambda data: LESSONS[known(data[step])].tab == "spectra", step)
-    module = told(lambda address: MODULE if LESSONS[known(address)].tab == "spectra" else gr.skip())
-    analysed.then(module, step, spectra.modules, **LIGHT)
+    try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts, spectra.modules], **LIGHT)
     return step
 
 

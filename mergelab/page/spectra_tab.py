@@ -1,6 +1,6 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,10 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 
 @dataclass(frozen=True)
 class Spectra:
-    """What other tabs may do with this one: choose fact and module, and analyse the form's recipe after an event.
-
-    follow(event, wanted, widget): the event when that is done; wanted says by the widgets' values, that one's included,
-    whether to analyse at all.
-    """
+    """What other tabs may choose in this one, which analyses by itself whatever recipe they put into the form."""
 
     facts: gr.Dropdown
     modules: gr.Dropdown
-    follow: Callable[..., Any]
 
 
 def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
@@ -163,16 +158,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
 
-    def follow(event: Any, wanted: Callable[[dict], bool], *others: gr.components.Component) -> Any:
-        def analyse_if_wanted(data: dict) -> Iterator[dict]:
-            if wanted(data):
-                yield from analyse(data)
-
-        done = event.then(analyse_if_wanted, given | set(others), outputs, **HEAVY)
-        form.stop.click(None, None, None, cancels=[done], **PRIVATE)
-        return done.then(stopped, form.status, form.status, **LIGHT)
-
-    return Spectra(facts, modules, follow)
+    return Spectra(facts, modules)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
