@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 from test_page import browser, choose, lab, opened, page, url  # noqa: F401  fixtures
 
@@ -25,7 +26,7 @@ def tab(page):  # noqa: F811
 
 def shows(page, address):  # noqa: F811
     """Wait until a lesson is shown."""
-    expect(page.locator("#learn-words h3")).to_have_text(LESSONS[address].title)
+    expect(page.locator("#learn-words h2")).to_have_text(LESSONS[address].title)
 
 
 def at(page, title):  # noqa: F811
@@ -154,6 +155,14 @@ def test_the_button_sets_the_form_and_opens_the_tab(tab, address):
         expect(tab.locator("#readout")).to_contain_text(lesson.fact)
     if lesson.recipe.method.startswith("drm"):
         expect(tab.locator("#joint .ml-plot[data-draws]")).to_be_visible()
+
+
+def test_axe_finds_nothing_on_the_matrix(tab):
+    tab.locator("#learn-chapters").get_by_text(CHAPTERS[2].title).click()
+    shows(tab, "truncation-1")
+    tab.wait_for_selector(".ml-touch[data-found]")
+    report = Axe().run(tab, {"include": [["#learn-touch"], ["#learn-words"], ["#learn-turn"]]})
+    assert report.response["violations"] == []
 
 
 def test_nothing_overflows_on_a_phone(page, url):  # noqa: F811

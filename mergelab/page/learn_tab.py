@@ -104,7 +104,7 @@ def _progress(address: str) -> str:
 
 
 def _words(lesson: Lesson) -> str:
-    return f"### {lesson.title}\n{lesson.words}"
+    return f"## {lesson.title}\n{lesson.words}"
 
 
 def _try(lesson: Lesson) -> str:

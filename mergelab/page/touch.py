@@ -12,12 +12,12 @@ import gradio as gr
 from mergelab.page.panel import HEAD
 
 _TEMPLATE = """<div class="ml-touch">
-  <section><h4>τ, yours</h4><div data-part="given" class="ml-cells"></div><div data-part="examples"></div></section>
-  <section><h4>its strengths, and the cut</h4><ol data-part="bars"></ol>
+  <section><h3>τ, yours</h3><div data-part="given" class="ml-cells"></div><div data-part="examples"></div></section>
+  <section><h3>its strengths, and the cut</h3><ol data-part="bars"></ol>
     <label><span data-part="eta-said"></span>
       <input type="range" min="1" max="100" data-part="eta" aria-label="η"></label>
     <label><input type="checkbox" checked data-part="rescale"> rescale</label></section>
-  <section><h4>τ′, what is averaged</h4><div data-part="result" class="ml-cells"></div></section>
+  <section><h3>τ′, what is averaged</h3><div data-part="result" class="ml-cells"></div></section>
   <p data-part="said" role="status"></p>
 </div>"""
 
