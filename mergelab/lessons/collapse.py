@@ -186,9 +186,9 @@ CHAPTER = Chapter(
             of channels that hardly correspond leaves the wrong signal in them.""",
             _elsewhere,
             r"""Four readers of one base keep at least **{left:.0%}** everywhere, and the repair takes them from
-            **{before:.0%}** to **{after:.0%}**: it does harm. Two Llamas, aligned, keep **{llamas_left:.0%}** where
-            most is lost; repaired they have {restored:.0%} again, and go from **{llamas_before:.1%}** to
-            **{llamas_after:.1%}** of answers: the variance is back, the answers are not.""",
+            **{before:.0%}** to **{after:.0%}**: it takes more than it gives. Two Llamas, aligned, keep
+            **{llamas_left:.0%}** where most is lost; repaired they have {restored:.0%} again, and go from
+            **{llamas_before:.1%}** to **{llamas_after:.1%}** of answers: the variance is back, the answers are not.""",
             lambda facts: plots.bars(facts["names"], facts["bars"], "share"),
             RECIPE,
             tab="repair",

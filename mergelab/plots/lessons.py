@@ -36,7 +36,7 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False, "fixedrange": True}
         layout[f"xaxis{end}"] = bare | {"domain": domain, "constrain": "domain"}
         layout[f"yaxis{end}"] = bare | {"autorange": "reversed", "scaleanchor": f"x{end}", "constrain": "domain"}
-        layout[f"yaxis{end}"] |= {"anchor": f"x{end}"}
+        layout[f"yaxis{end}"] |= {"constraintoward": "top", "anchor": f"x{end}"}
         layout[f"xaxis{end}"] |= {"anchor": f"y{end}"}
         notes.append(_heading(name, sum(domain) / 2))
     layout |= {"annotations": notes, "meta": {"half": True, "alt": f"Matrices as colours: {', '.join(named)}."}}
