@@ -1,9 +1,9 @@
 """Whole merges, measured as a user meets them: a process from its start to its end, with imports, reading and writing.
 
-`make bench` prints the tables of benchmarks/README.md. Candidates take turns within one run, and what is compared is
-their ratio there; every number is of this machine as busy as it was. `--size small` is a quick try of the harness.
-`--mergekit PYTHON` compares with mergekit too, where that interpreter can import it. Nothing is written outside a
-temporary folder, unless `--keep FOLDER` names one for the models.
+`make bench` prints all tables of benchmarks/README.md, those of matrix.py first. Candidates take turns within one run,
+and what is compared is their ratio there; every number is of this machine as busy as it was. `--quick` tries the
+harness with a small model. `--mergekit PYTHON` compares with mergekit too, where that interpreter can import it.
+Nothing is written outside a temporary folder, unless `--keep FOLDER` names one for the models.
 """
 
 import argparse
@@ -96,7 +96,7 @@ class Bench:
         """A command in a process of its own; OUT stands for a folder that goes when it is done."""
         out = self.folder / f"out-{time.monotonic_ns()}"
         command = [str(out) if part == "OUT" else part for part in command]
-        paths = {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
+        paths = {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
         started = time.monotonic()
         process = subprocess.run(
             [sys.executable, "-c", WAITER, *command],
@@ -200,21 +200,17 @@ def merged_again(bench: Bench, pairs: int) -> None:
         shutil.rmtree(kept["MERGELAB_CACHE"])
     row("a new process that finds the factors on disk", median(first), median(again), ratio(first, again))
     said = [json.loads(bench.said(["-c", TWICE, *map(str, models)])) for _ in range(pairs)]
-    table(
-        "The same within one process (seconds, without imports)",
-        "first, η = 40",
-        "again, η = 35",
-        "memory only, η = 35",
-    )
-    row(*(f"{statistics.median(seconds[i] for seconds in said):.2f} s" for i in range(3)))
+    table("The same within one process, without imports", "job", "seconds", "less than the first")
+    first, again, point = (statistics.median(seconds[i] for seconds in said) for i in range(3))
+    row("first merge to files, η = 40", f"{first:.2f}", "")
+    row("again to files, η = 35", f"{again:.2f}", f"{first / again:.1f}×")
+    row("in memory, a point of a sweep over η", f"{point:.2f}", f"{first / point:.1f}×")
 
 
 TWICE = """
-import json, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
-import torch
-from mergelab import Expert, METHODS, Recipe, merge, plan
-from mergelab.merging.store import Lookups, shared_store
+import json, statistics, sys, tempfile, time
+from mergelab import Expert, Recipe, merge, plan
+from mergelab.scores.sweep import sweep
 
 def recipe(eta):
     return Recipe(sys.argv[1], tuple(map(Expert, sys.argv[2:])), "star", {"eta": eta})
@@ -229,15 +225,11 @@ def seconds(eta, out):
 
 with tempfile.TemporaryDirectory() as folder:
     said = [seconds(40.0, folder + "/first"), seconds(35.0, folder + "/again")]
-work, kept = plan(recipe(40.0)), Lookups(shared_store())
-layers = [kept.layer(work.layer(name, "cpu")) for name in work.names if work.decomposes(name)]
-for layer in layers:
-    METHODS["star"](layer, eta=40.0)
-with ThreadPoolExecutor(2, initializer=lambda: (torch.get_num_threads(), torch.set_num_threads(1))) as pool:
-    started = time.monotonic()
-    list(pool.map(lambda layer: METHODS["star"](layer, eta=35.0).delta, layers))
-    said.append(time.monotonic() - started)
-print(json.dumps(said))
+job, ends = sweep(plan(recipe(40.0)), "eta", [35.0, 36.0, 37.0, 38.0]), []
+for step in job:
+    if step.made:
+        ends.append(time.monotonic())
+print(json.dumps([*said, statistics.median(b - a for a, b in zip(ends[1:], ends[2:]))]))
 """
 
 
@@ -325,17 +317,27 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent))  # this very code, not one that is installed
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SHAPES, default="135M")
+    parser.add_argument("--quick", action="store_true", help="a small model and few matrices, to try it all out")
     parser.add_argument("--pairs", type=int, default=1, help="rounds of each comparison; medians are shown")
     parser.add_argument("--mergekit", metavar="PYTHON", help="an interpreter that has mergekit")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=["matrix", *PARTS], default=["matrix", *PARTS])
     parser.add_argument("--keep", metavar="FOLDER", help="where the models are made, and stay")
     asked = parser.parse_args()
-    print(f"{machine()}; shape: {asked.size}; median of {asked.pairs}.")
+    size = "small" if asked.quick else asked.size
+    if "matrix" in asked.only:
+        print("\n## One matrix at a time\n", flush=True)
+        subprocess.run(
+            [sys.executable, str(HERE / "matrix.py"), *["--quick"] * asked.quick],
+            env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+            check=True,
+        )
+    print(f"\n{machine()}; shape: {size}; median of {asked.pairs}.")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(asked.keep or folder), asked.size, asked.mergekit)
+        bench = Bench(Path(asked.keep or folder), size, asked.mergekit)
         bench.folder.mkdir(parents=True, exist_ok=True)
         for part in asked.only:
-            PARTS[part](bench, asked.pairs)
+            if part != "matrix":
+                PARTS[part](bench, asked.pairs)
 
 
 if __name__ == "__main__":

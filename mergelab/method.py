@@ -169,6 +169,10 @@ class MergeMethod:
         """The function's docstring: summary, equations, where it differs from the authors' code."""
         return getdoc(self.function) or ""
 
+    def starting(self) -> dict[str, Any]:
+        """All settings as the page first shows them."""
+        return {setting.name: setting.start for setting in self.settings}
+
     def checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings with their values; MergeError for an unknown one or one out of range."""
         known = {setting.name: setting for setting in self.settings}

@@ -50,6 +50,12 @@ class Setting:
     knob: Knob | Switch | Choice
 
     @property
+    def start(self) -> Any:
+        """Where the page puts it: the knob's own start, else the recipe's default."""
+        start = self.knob.start if isinstance(self.knob, Knob) else None
+        return self.default if start is None else start
+
+    @property
     def each(self) -> bool:
         """Whether experts may have values of their own."""
         return isinstance(self.knob, Knob) and self.knob.each

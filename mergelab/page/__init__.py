@@ -14,6 +14,7 @@ from mergelab.lab.repair import RepairLab
 from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
+from mergelab.page.learn_tab import draw_learn_tab
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
@@ -38,11 +39,11 @@ def build(lab: Lab) -> gr.Blocks:
                 form = draw_form(lab)
             with gr.Column(scale=4, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Spectra", id="spectra"):
-                    draw_spectra_tab(lab, form)
+                    spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Scores", id="scores-tab"):
-                    asked = draw_scores_tab(lab, form, merged)
+                    asked = draw_scores_tab(lab, form)
                 with gr.Tab("Sweep", id="sweep-tab"):
                     draw_sweep_tab(lab, form, asked)
                 with gr.Tab("Compare", id="compare-tab"):
@@ -51,6 +52,8 @@ def build(lab: Lab) -> gr.Blocks:
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, repair, form, merged, lines)
+                with gr.Tab("Learn", id="learn"):
+                    draw_learn_tab(form, tabs, spectra)
     return page
 
 
@@ -79,4 +82,5 @@ def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(primary_hue="indigo", spacing_size="sm", **fonts)
     readable = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     readable |= {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
-    return theme.set(**readable)
+    button = {f"button_primary_background_fill{state}": "*primary_600" for state in ("", "_dark")}
+    return theme.set(**readable, **button)

@@ -1,6 +1,7 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -41,7 +42,15 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 """
 
 
-def draw_spectra_tab(lab: Lab, form: Form) -> None:
+@dataclass(frozen=True)
+class Spectra:
+    """What other tabs may choose in this one, which analyses by itself whatever recipe they put into the form."""
+
+    facts: gr.Dropdown
+    modules: gr.Dropdown
+
+
+def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
@@ -118,10 +127,12 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
             as_json: json,
         }
 
-    def analyse_if_quick(data: dict) -> Iterator[dict]:
+    def analyse_if_quick(data: dict) -> Iterator[Any]:
         sources = [data[form.base], *(data[form.experts] or [])]
         if all(source in bundled() for source in sources):
             yield from analyse(data)
+        else:
+            yield gr.skip()  # gradio empties what a generator says nothing of
 
     def clicked(key: str, event: gr.EventData) -> str:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
@@ -135,7 +146,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
 
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input, form.then.input, form.overrides.change]
+    changes = [form.method.change, form.experts.change, form.base.change, form.then.change, form.overrides.change]
+    changes.append(form.rest.change)  # a recipe was loaded
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()
@@ -145,6 +157,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
+
+    return Spectra(facts, modules)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
