@@ -115,6 +115,12 @@ EXPERTS = {
     "a routed adapter": (lambda folder: adapter(folder, arrow_config={"k": 1}), "uses 'arrow_config'"),
     "PiSSA": (lambda folder: adapter(folder, init_lora_weights="pissa_niter_4"), "changed the base itself"),
     "alpha": (lambda folder: adapter(folder, lora_alpha="16"), "no usable lora_alpha"),
+    "another rank": (lambda f: adapter(f, r=16), "says that 'a.weight' has rank 16, but its matrices have 2"),
+    "another rank by pattern": (
+        lambda folder: adapter(folder, rank_pattern={"a": 3}),
+        "says that 'a.weight' has rank 3, but its matrices have 2",
+    ),
+    "rank pattern": (lambda f: adapter(f, rank_pattern={"[": 3}), "rank_pattern '\\[' is not a valid pattern"),
     "alpha pattern": (lambda folder: adapter(folder, alpha_pattern={"[": 3}), "not a valid pattern"),
 }
 
