@@ -169,9 +169,9 @@ class Setting:
 
     def _checked(self, value: Any, method: str) -> Any:
         if isinstance(self.knob, Switch):
-            if not isinstance(value, bool):
+            if not isinstance(value, (bool, int, float)) or value not in (0, 1):
                 raise MergeError(f"'{self.name}' of {method} must be true or false, not {brief(value)}.")
-            return value
+            return bool(value)
         if isinstance(self.knob, Choice):
             if value not in self.knob.options:
                 found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {brief(value)}."
@@ -198,6 +198,7 @@ class MergeMethod:
     entrywise: bool = False  # where a layer is not decomposed, each entry is merged on its own, without a fact
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
+    idle: tuple[str, ...] = ("int8_mask",)  # settings of mergekit's recipes that change no number here, nor there
 
     @property
     def summary(self) -> str:
@@ -213,13 +214,14 @@ class MergeMethod:
         """All settings with their values; MergeError for an unknown one or one out of range."""
         known = {setting.name: setting for setting in self.settings}
         for key in given:
-            if key not in known:
+            if key not in known and key not in self.idle:
                 raise MergeError(f"{self.title} has no setting '{key}'. {did_you_mean(key, known)}".rstrip())
         return {name: s.checked(given.get(name, s.default), self.title) for name, s in known.items()}
 
     def checked_own(self, given: Mapping[str, Any], expert: str) -> dict[str, Any]:
         """The settings that an expert has of its own; MergeError for one that cannot differ from expert to expert."""
         known = {setting.name: setting for setting in self.settings if setting.each}
+        given = {key: value for key, value in given.items() if key not in self.idle}
         for key in given:
             if key not in known:
                 free = ", ".join(f"'{name}'" for name in ("weight", *known))
@@ -246,15 +248,17 @@ def merge_method(
     most: int | None = None,
     base_apart: bool = False,
     entrywise: bool = False,
+    idle: tuple[str, ...] = (),
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
 
     entrywise: where a layer is not decomposed, an entry of the answer depends on the same entries of the deltas and the
-    base alone, and there are no facts. Large tables are then merged in parts.
+    base alone, and there are no facts. Large tables are then merged in parts. idle: what mergekit's recipes may set for
+    it without any effect, beside `int8_mask`, which says how mergekit holds its masks.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
-        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise}
+        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "idle": ("int8_mask", *idle)}
         settings = _settings(function)
         return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))
 

@@ -42,6 +42,15 @@ def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
     return torch.nn.functional.hardshrink(values, float(below))
 
 
+def gain_of(values: Tensor, threshold: Tensor | float) -> float:
+    """Σ|x| over all values by Σ|x| over those that `at_least` keeps: ≥ 1, and 1 where it keeps nothing but zeros."""
+    every = kept = 0.0
+    for (part,) in blocks(values):
+        every += float(part.abs().sum(dtype=torch.float64))
+        kept += float(at_least(part, threshold).abs().sum(dtype=torch.float64))
+    return every / kept if kept else 1.0
+
+
 def trimmed(values: Tensor, count: int) -> Tensor:
     """The `count` entries of largest magnitude; the others are zero."""
     return at_least(values, threshold_keeping(values.abs(), count))
