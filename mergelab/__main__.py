@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergelab.align import HOW
 from mergelab.commands.sweep import add_sweep
 from mergelab.errors import MergeError
 from mergelab.files.push import push
@@ -19,13 +18,14 @@ from mergelab.files.sources import folder_of
 from mergelab.merging.devices import ProcessLost, device_named, is_alone, leave, speaks
 from mergelab.merging.export import export_lora
 from mergelab.merging.merge import Progress, inspect, merge
-from mergelab.merging.realign import realigned
+from mergelab.merging.realign import WAYS, realigned
 from mergelab.planning.check import check
 from mergelab.planning.plan import plan
 from mergelab.recipes.mergekit_yaml import size
 from mergelab.recipes.recipe import DTYPES, Recipe
 from mergelab.repair import MODES, PRESETS, How
-from mergelab.repair.job import Order, Wanted, repair_table, repairs
+from mergelab.repair.job import repair_table, repairs
+from mergelab.repair.order import AUTO, Order, Wanted, check_order
 from mergelab.report import Fact, Report
 
 
@@ -107,8 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("expert", metavar="EXPERT", help="the model whose neurons are put in order")
     verb.add_argument("--to", metavar="REFERENCE", required=True, help="the model whose order they take")
     verb.add_argument("--out", metavar="DIR", required=True, help="a folder that does not exist yet")
-    verb.add_argument("--how", default="weights", choices=HOW[1:], help="what is compared (default: weights)")
-    verb.add_argument("--data", metavar="FILE", type=Path, help="calibration prompts for activations, one a line")
+    verb.add_argument("--how", default="weights", choices=WAYS, help="what is compared (default: weights)")
+    verb.add_argument(
+        "--data", metavar="FILE", type=Path, help="calibration prompts for activations and best, a line each"
+    )
     verb.add_argument("--permute-only", action="store_true", help="no rotations inside heads: every number is kept")
     verb.set_defaults(verb=_align)
 
@@ -136,10 +138,10 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
         "inputs as .safetensors; bundled experts need none")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     add("--target", default="task", choices=("task", "mean"), help="each task's own expert (default), or their mean")
-    add("--mode", default="auto", help=f"auto (default: affine where it folds, else rms), {', '.join(MODES)}")
+    add("--mode", default=AUTO, help=f"auto (default: affine where it folds, else rms), {', '.join(MODES)}")
     add("--sites", default="foldable", help=f"{', '.join(PRESETS)}, or module|out,module|in,… (default: foldable)")
     add("--samples", type=int, default=32, help="calibration samples a task, 4 to 512 (default: 32)")
-    add("--clamp", type=float, default=10.0, help="no scale beyond 1/CLAMP … CLAMP (default: 10)")
+    add("--clamp", type=float, default=100.0, help="no scale beyond 1/CLAMP … CLAMP (default: 100)")
     add("--sidecar", action="store_true", help="write one body and a small file per task, instead of a model per task")
     add("--without", action="store_true", help="score also the merge without each task's expert, before and after")
     add("--plain", action="store_true", help="prompts are plain text, even where the expert has a chat template")
@@ -228,7 +230,10 @@ def _align(asked: argparse.Namespace) -> None:
         f"relative distance to {asked.to}: {facts['distance before']:.4f} before, {facts['distance after']:.4f} after"
     )
     print(f"cosine of the weights: {' → '.join(f'{value:.4f}' for value in objective)}")
-    print(f"mean matched correlation: {facts['mean correlation']:.3f} over {len(facts['correlations'])} groups")
+    print(
+        f"matched by {facts['how']}: mean correlation {facts['mean correlation']:.3f} over "
+        f"{len(facts['correlations'])} groups"
+    )
 
 
 def _walked(job: Generator[str, None, Any]) -> Any:
@@ -253,11 +258,10 @@ def _repair(asked: argparse.Namespace) -> None:
 
 
 def _order(asked: argparse.Namespace, scratch: Path) -> Order:
-    """What the words of the command line ask for; a recipe is merged into `scratch` first."""
-    if Path(asked.merged).is_file():
+    """What the words of the command line ask for; a recipe is merged into `scratch` first, once all is checked."""
+    given = Path(asked.merged).is_file()
+    if given:
         recipe, folder = Recipe.read(asked.merged), scratch / "merged"
-        work = plan(recipe)
-        _followed(merge(work, folder), len(work.names))
     else:
         folder = folder_of(asked.merged)
         recipe = Recipe.read(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
@@ -270,9 +274,14 @@ def _order(asked: argparse.Namespace, scratch: Path) -> Order:
     wanted = tuple(Wanted(name, expert, files.get(i)) for i, (name, _, expert) in enumerate(pairs))
     if not wanted and recipe:
         wanted = tuple(Wanted(name, e.source) for name, e in zip(recipe.names, recipe.experts))
-    how = How(clamp=asked.clamp) if asked.mode == "auto" else How(asked.mode, asked.clamp)
     same = ("sites", "mode", "target", "samples", "sidecar", "without", "unaligned", "plain")
-    return Order(folder, wanted, recipe, how=how, **{key: getattr(asked, key) for key in same})
+    how = How(clamp=asked.clamp)
+    order = Order(folder, wanted, recipe, how=how, **{key: getattr(asked, key) for key in same})
+    check_order(order)
+    if given:
+        work = plan(recipe)
+        _followed(merge(work, folder), len(work.names))
+    return order
 
 
 def _app(asked: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.align.calibration import bundled_batches
-from mergelab.align.opened import InCoordinates
+from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError
 from mergelab.files.adapter import Adapter, is_adapter
 from mergelab.files.checkpoint import FLOATS, Checkpoint
@@ -315,7 +315,7 @@ def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedEx
     def data():
         return bundled_batches(recipe.base, base.folder)
 
-    if recipe.align == "activations":
+    if recipe.align in NEED_DATA:
         data()  # says now that there is none
     return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
 

@@ -23,7 +23,7 @@ _EXTRAS: dict[str, Callable[[Any, str], Any]] = {
     "decompose_embeddings": kit.flag,
     "vocabulary": kit.one_of("refuse", "base", "common"),
     "missing": kit.one_of("refuse", "base"),
-    "align": kit.one_of("none", "weights", "activations"),
+    "align": kit.one_of("none", "weights", "activations", "best"),
     "seed": kit.seed,
     "then": kit.steps,
     "layers": kit.count,
@@ -58,7 +58,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None  # mergekit computes in it, and so writes it; None keeps the base's
     decompose_embeddings: bool = False
-    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
+    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations | best
     seed: int = 0  # of what a method draws at random
     then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
     out_dtype: str | None = None  # of the written weights, where it is not `dtype`
