@@ -179,6 +179,9 @@ def test_a_missing_folder_says_which_one_was_meant(trio, tmp_path):
         plan(recipe_of(*trio, tmp_path / "expert-3"))
     with pytest.raises(MergeError, match="config.json' is a file. A model is a folder"):
         plan(recipe_of(trio[0], trio[0] / "config.json"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(MergeError, match="loop' is a symbolic link that leads to nothing"):
+        plan(recipe_of(trio[0], tmp_path / "loop"))
     for source in ("x" * 5000, "a\0b", "~nobody-of-this-name/x", "a b c"):
         with pytest.raises(MergeError):
             plan(recipe_of(trio[0], source))
