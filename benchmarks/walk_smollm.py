@@ -86,16 +86,16 @@ def main() -> None:
     prompts.write_text("\n".join(f"french: {number} =" for number in (12, 85, 347, 402, 560, 731, 88, 999)))
     pairs = out / "pairs.jsonl"
     pairs.write_text('{"prompt": "french: 12 =", "answer": " douze"}\n{"prompt": "french: 20 =", "answer": " vingt"}\n')
-    sweep = ["--knob", "eta", "--values", "20,60,100", "--prompts", pairs, "--measure", "likelihood"]
+    sweep = ["--knob", "eta", "--values", "20,60,100", "--prompts", pairs, "--measure", "perplexity"]
     verb("sweep of three η", "sweep", mixed["star"], *sweep)
     task = ["--task", f"french={lora}", "--data", prompts, "--samples", 8, "--plain"]
     verb("repair", "repair", mixed["star"], *task, "--out", out / "repaired")
     verb("align", "align", out / "full", "--to", base, "--out", out / "aligned")
     if asked.mergekit:
-        walk("mergekit's merge", [asked.mergekit, recipe(out / "theirs.yaml", "ties", base, [out / "full"], density=0.5),
-                                  out / "theirs", "--quiet"])  # fmt: skip
-        verb("merge with its folder", "merge", recipe(out / "onto.yaml", "star", base, [lora, out / "theirs"], eta=40),
-             out / "onto")  # fmt: skip
+        theirs = recipe(out / "theirs.yaml", "ties", base, [out / "full"], density=0.5)
+        onto = recipe(out / "onto.yaml", "star", base, [lora, out / "theirs"], eta=40)
+        walk("mergekit's own merge", [asked.mergekit, theirs, out / "theirs", "--quiet"])
+        verb("merge with its folder", "merge", onto, out / "onto")
         walk("mergekit runs our recipe", [asked.mergekit, out / "ties/recipe.yaml", out / "again", "--quiet"])
     print("\n| model | " + " | ".join(PROMPTS) + " |\n|---|" + "---|" * len(PROMPTS))
     for name in ("full", *METHODS, "repaired/french", *(["onto", "again"] if asked.mergekit else [])):
