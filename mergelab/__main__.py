@@ -5,29 +5,28 @@ import gc
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mergelab.align import HOW
+from mergelab.commands.progress import followed, walked
+from mergelab.commands.repair import add_repair
 from mergelab.commands.sweep import add_sweep
 from mergelab.errors import MergeError
 from mergelab.files.push import push
 from mergelab.files.sources import folder_of
 from mergelab.merging.devices import ProcessLost, device_named, is_alone, leave, speaks
-from mergelab.merging.export import export_lora
-from mergelab.merging.merge import Progress, inspect, merge
-from mergelab.merging.realign import realigned
+from mergelab.merging.export import check_rank, export_lora
+from mergelab.merging.journal import fingerprint
+from mergelab.merging.merge import inspect, merge
+from mergelab.merging.output import free_place, is_unfinished
+from mergelab.merging.realign import WAYS, realigned
 from mergelab.planning.check import check
 from mergelab.planning.plan import plan
 from mergelab.recipes.mergekit_yaml import size
 from mergelab.recipes.recipe import DTYPES, Recipe
-from mergelab.repair import MODES, PRESETS, How
-from mergelab.repair.job import Order, Wanted, repair_table, repairs
 from mergelab.report import Fact, Report
+from mergelab.table import aligned, written_to
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,14 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("expert", metavar="EXPERT", help="the model whose neurons are put in order")
     verb.add_argument("--to", metavar="REFERENCE", required=True, help="the model whose order they take")
     verb.add_argument("--out", metavar="DIR", required=True, help="a folder that does not exist yet")
-    verb.add_argument("--how", default="weights", choices=HOW[1:], help="what is compared (default: weights)")
-    verb.add_argument("--data", metavar="FILE", type=Path, help="calibration prompts for activations, one a line")
+    verb.add_argument("--how", default="weights", choices=WAYS, help="what is compared (default: weights)")
+    verb.add_argument(
+        "--data", metavar="FILE", type=Path, help="calibration prompts for activations and best, a line each"
+    )
     verb.add_argument("--permute-only", action="store_true", help="no rotations inside heads: every number is kept")
     verb.set_defaults(verb=_align)
 
-    verb = verbs.add_parser("repair", help="give a merge the statistics that each task's expert has, and write it")
-    _add_repair(verb)
-    verb.set_defaults(verb=_repair)
+    add_repair(verbs)
 
     verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")
@@ -130,50 +129,36 @@ def _add_recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--workers", type=int, metavar="N", help="tensors at a time (default: one per core)")
 
 
-def _add_repair(verb: argparse.ArgumentParser) -> None:
-    add = verb.add_argument
-    add("merged", metavar="RECIPE.yaml|MERGED", help="a recipe, which is merged first, or the folder of a merged model")
-    add("--task", action="append", default=[], metavar="NAME=EXPERT", help="repeat it; default: the recipe's experts")
-    add("--data", action=_DataOfTask, metavar="FILE", help="of the --task before it: prompts as .txt or .jsonl, or "
-        "inputs as .safetensors; bundled experts need none")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    add("--target", default="task", choices=("task", "mean"), help="each task's own expert (default), or their mean")
-    add("--mode", default="auto", help=f"auto (default: affine where it folds, else rms), {', '.join(MODES)}")
-    add("--sites", default="foldable", help=f"{', '.join(PRESETS)}, or module|out,module|in,… (default: foldable)")
-    add("--samples", type=int, default=32, help="calibration samples a task, 4 to 512 (default: 32)")
-    add("--clamp", type=float, default=10.0, help="no scale beyond 1/CLAMP … CLAMP (default: 10)")
-    add("--sidecar", action="store_true", help="write one body and a small file per task, instead of a model per task")
-    add("--without", action="store_true", help="score also the merge without each task's expert, before and after")
-    add("--plain", action="store_true", help="prompts are plain text, even where the expert has a chat template")
-    add("--unaligned", action="store_true", help="go on although the experts' channels do not correspond")
-
-
-class _DataOfTask(argparse.Action):
-    """Remembers which --task a --data follows: (number of tasks so far, file)."""
-
-    def __call__(self, parser, asked, value, option=None) -> None:
-        asked.data = [*(asked.data or []), (len(asked.task), value)]
-
-
 def _merge(asked: argparse.Namespace) -> None:
     recipe = Recipe.read(asked.recipe)
     recipe = replace(recipe, dtype=asked.dtype, out_dtype=None) if asked.dtype else recipe
     recipe = replace(recipe, shard_size=size(asked.shard_size, "--shard-size")) if asked.shard_size else recipe
-    work = plan(recipe)
-    report = _followed(merge(work, asked.out, device_named(asked.device), asked.workers), len(work.names))
+    adapter = f"{asked.out.rstrip('/')}-lora"
+    if asked.lora is not None:
+        check_rank(asked.lora)
+        free_place(adapter)
+    work, device = plan(recipe), device_named(asked.device)
+    if is_unfinished(asked.out, fingerprint(work, device)) and speaks():
+        print(f"going on with a merge to '{asked.out}' that was broken off", file=sys.stderr, flush=True)
+    report = followed(merge(work, asked.out, device, asked.workers), len(work.names))
     if not speaks():
         return
     _print_remarks(report)
     print(f"{asked.out}: {len(report.layers)} tensors in {report.seconds:.1f} s")
     for file, digest in report.sha256.items():
         print(f"sha256 {digest}  {file}")
-    if asked.lora:
-        _print_export(asked.out, work.recipe.base, f"{asked.out.rstrip('/')}-lora", asked.lora)
+    if asked.lora is not None:
+        _print_export(asked.out, work.recipe.base, adapter, asked.lora)
 
 
 def _export(asked: argparse.Namespace) -> None:
-    base = asked.base or Recipe.read(Path(asked.model) / "recipe.yaml").base
-    _print_export(asked.model, base, asked.out, asked.rank)
+    check_rank(asked.rank)
+    recipe = folder_of(asked.model) / "recipe.yaml"
+    if not asked.base and not recipe.is_file():
+        raise MergeError(
+            f"'{asked.model}' has no recipe.yaml that names its base. Name the model it was made from: --base MODEL."
+        )
+    _print_export(asked.model, asked.base or Recipe.read(recipe).base, asked.out, asked.rank)
 
 
 def _print_export(model: str, base: str, out: str, rank: int) -> None:
@@ -187,7 +172,9 @@ def _print_export(model: str, base: str, out: str, rank: int) -> None:
         print(f"{name}: relative error {error:.3g}")
     for name, why in report.left_out.items():
         print(f"not exported: {name}: {why}")
-    print(f"{out}: {len(report.errors)} matrices at rank {rank}, largest relative error {report.worst:.3g}")
+    if report.rank < rank:
+        print(f"note: no matrix has rank {rank}; {report.rank}, the highest of any, holds all of every change.")
+    print(f"{out}: {len(report.errors)} matrices at rank {report.rank}, largest relative error {report.worst:.3g}")
 
 
 def _push(asked: argparse.Namespace) -> None:
@@ -198,83 +185,35 @@ def _check(asked: argparse.Namespace) -> int:
     found = check(Recipe.read(asked.recipe))
     print("\n".join(found.lines()))
     if asked.json:
-        _write(asked.json, found.to_json())
+        written_to(asked.json, found.to_json())
     return 1 if found.problems else 0
 
 
 def _inspect(asked: argparse.Namespace) -> None:
     work = plan(Recipe.read(asked.recipe))
     job = inspect(work, device_named(asked.device), asked.workers, asked.diagnose)
-    report = _followed(job, len(work.names))
+    report = followed(job, len(work.names))
     if not speaks():
         return
     print(_table(report))
     _print_remarks(report)
     if asked.json:
-        _write(asked.json, report.to_json())
-
-
-def _write(file: str, text: str) -> None:
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MergeError(f"Cannot write '{file}': {error.strerror}.") from None
+        written_to(asked.json, report.to_json())
 
 
 def _align(asked: argparse.Namespace) -> None:
     options = {"rotations": not asked.permute_only, "prompts": asked.data}
-    facts = _walked(realigned(asked.expert, asked.to, asked.out, asked.how, **options))
+    facts = walked(realigned(asked.expert, asked.to, asked.out, asked.how, **options))
     objective, gap = facts["objective"], facts["difference"]
     print(f"{asked.out}: the same function" + (f", max |Δ outputs| {gap:.1e}" if gap is not None else ", not run"))
     print(
         f"relative distance to {asked.to}: {facts['distance before']:.4f} before, {facts['distance after']:.4f} after"
     )
     print(f"cosine of the weights: {' → '.join(f'{value:.4f}' for value in objective)}")
-    print(f"mean matched correlation: {facts['mean correlation']:.3f} over {len(facts['correlations'])} groups")
-
-
-def _walked(job: Generator[str, None, Any]) -> Any:
-    """Walk a job that yields names to its end, with a progress line on a terminal; what it returns."""
-    with closing(job):
-        try:
-            while True:
-                _show_progress(next(job))
-        except StopIteration as end:
-            return end.value
-        finally:
-            _show_progress("")
-
-
-def _repair(asked: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="mergelab-") as scratch:
-        reports = _walked(repairs(_order(asked, Path(scratch)), asked.out))
-    print(_aligned(repair_table(reports)))
-    for note in dict.fromkeys(note for report in reports for note in report.notes):
-        print(f"note: {note}")
-    print(f"{asked.out}: {len(reports)} {'sidecars beside one body' if asked.sidecar else 'repaired models'}")
-
-
-def _order(asked: argparse.Namespace, scratch: Path) -> Order:
-    """What the words of the command line ask for; a recipe is merged into `scratch` first."""
-    if Path(asked.merged).is_file():
-        recipe, folder = Recipe.read(asked.merged), scratch / "merged"
-        work = plan(recipe)
-        _followed(merge(work, folder), len(work.names))
-    else:
-        folder = folder_of(asked.merged)
-        recipe = Recipe.read(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
-    pairs = [task.partition("=") for task in asked.task]
-    if wrong := [task for task, (name, _, expert) in zip(asked.task, pairs) if not name or not expert]:
-        raise MergeError(f"'--task {wrong[0]}' must be NAME=EXPERT, as in french=numbers/french.")
-    files = {number - 1: file for number, file in asked.data or ()}
-    if -1 in files:
-        raise MergeError(f"'--data {files[-1]}' stands before any --task. Write it behind the task that it is of.")
-    wanted = tuple(Wanted(name, expert, files.get(i)) for i, (name, _, expert) in enumerate(pairs))
-    if not wanted and recipe:
-        wanted = tuple(Wanted(name, e.source) for name, e in zip(recipe.names, recipe.experts))
-    how = How(clamp=asked.clamp) if asked.mode == "auto" else How(asked.mode, asked.clamp)
-    same = ("sites", "mode", "target", "samples", "sidecar", "without", "unaligned", "plain")
-    return Order(folder, wanted, recipe, how=how, **{key: getattr(asked, key) for key in same})
+    print(
+        f"matched by {facts['how']}: mean correlation {facts['mean correlation']:.3f} over "
+        f"{len(facts['correlations'])} groups"
+    )
 
 
 def _app(asked: argparse.Namespace) -> None:
@@ -286,27 +225,6 @@ def _app(asked: argparse.Namespace) -> None:
         raise MergeError(f"Cannot open the page: {error}") from None
 
 
-def _followed(job: Progress, total: int) -> Report:
-    """Walk a job to its end, with a progress line on a terminal; its report."""
-    done = 0
-    with closing(job):
-        try:
-            while True:
-                layer = next(job)
-                done += 1
-                _show_progress(f"{done}/{total} {layer.name}")
-        except StopIteration as end:
-            return end.value
-        finally:
-            _show_progress("")
-
-
-def _show_progress(text: str) -> None:
-    if sys.stderr.isatty() and speaks():
-        sys.stderr.write(f"\r\033[K{text}")
-        sys.stderr.flush()
-
-
 def _print_remarks(report: Report) -> None:
     for note in report.notes:
         print(f"note: {note}")
@@ -316,20 +234,14 @@ def _print_remarks(report: Report) -> None:
 
 def _table(report: Report) -> str:
     """The report's decomposed tensors as text: a row per tensor, a column per fact, experts in the recipe's order."""
-    facts, rows = report.facts, [["tensor", "shape", *report.facts]]
+    facts, header, rows = report.facts, ["tensor", "shape", *report.facts], []
     for layer in report.decomposed:
         shape = "×".join(map(str, layer.shape))
         rows.append([layer.name, shape, *(_cell(layer.facts.get(fact, ())) for fact in facts)])
     others = len(report.layers) - len(report.decomposed)
     order = f"Experts, in the order of the numbers in a cell: {', '.join(report.experts)}."
-    return "\n".join(
-        [_aligned(rows), order, f"{others} further tensors are not decomposed (embeddings, norms, biases)."]
-    )
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    rest = f"{others} further tensors are not decomposed (embeddings, norms, biases)."
+    return "\n".join([aligned(header, rows), order, rest])
 
 
 def _cell(fact: Fact) -> str:

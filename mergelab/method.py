@@ -158,6 +158,7 @@ class MergeMethod:
     survey: Callable[..., Any] | None = None  # what it must know of the whole tensor before it can do so
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
+    idle: tuple[str, ...] = ("int8_mask",)  # settings of mergekit's recipes that change no number here, nor there
 
     @property
     def summary(self) -> str:
@@ -177,13 +178,14 @@ class MergeMethod:
         """All settings with their values; MergeError for an unknown one or one out of range."""
         known = {setting.name: setting for setting in self.settings}
         for key in given:
-            if key not in known:
+            if key not in known and key not in self.idle:
                 raise MergeError(f"{self.title} has no setting '{key}'. {did_you_mean(key, known)}".rstrip())
         return {name: s.checked(given.get(name, s.default), self.title) for name, s in known.items()}
 
     def checked_own(self, given: Mapping[str, Any], expert: str) -> dict[str, Any]:
         """The settings that an expert has of its own; MergeError for one that cannot differ from expert to expert."""
         known = {setting.name: setting for setting in self.settings if setting.each}
+        given = {key: value for key, value in given.items() if key not in self.idle}
         for key in given:
             if key not in known:
                 free = ", ".join(f"'{name}'" for name in ("weight", *known))
@@ -225,16 +227,19 @@ def merge_method(
     base_apart: bool = False,
     entrywise: str = "never",
     survey: Callable[..., Any] | None = None,
+    idle: tuple[str, ...] = (),
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
 
     entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
     deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
-    merged in parts. survey: (Whole, the settings) -> what is then `seen`.
+    merged in parts. survey: (Whole, the settings) -> what is then `seen`. idle: what mergekit's recipes may set for it
+    without any effect, beside `int8_mask`, which says how mergekit holds its masks.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
         traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey}
+        traits["idle"] = ("int8_mask", *idle)
         settings = _settings(function)
         return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))
 

@@ -68,9 +68,9 @@ class Setting:
 
     def _checked(self, value: Any, method: str) -> Any:
         if isinstance(self.knob, Switch):
-            if not isinstance(value, bool):
+            if not isinstance(value, (bool, int, float)) or value not in (0, 1):
                 raise MergeError(f"'{self.name}' of {method} must be true or false, not {brief(value)}.")
-            return value
+            return bool(value)
         if isinstance(self.knob, Choice):
             if value not in self.knob.options:
                 found = f"'{self.name}' of {method} must be {' or '.join(self.knob.options)}, not {brief(value)}."

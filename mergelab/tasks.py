@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -74,6 +75,20 @@ def own_pictures(source: str) -> PictureTask | None:
     """The pictures that a bundled image classifier was trained to read; None for any other source."""
     known = source in bundled() and source.startswith("digits/")
     return picture_tasks().get(_skill(source.partition("/")[2])) if known else None
+
+
+def own_score(source: str, tokenizer: Any) -> Callable[[Any], float] | None:
+    """What a model is worth, 0…1, on a bundled expert's held-out prompts or pictures; None for any other source."""
+    pictures, task = own_pictures(source), own_task(source)
+    if pictures is not None:
+        return lambda model: _share(right_labels(model, pictures.test))
+    if task is None or tokenizer is None:
+        return None
+    return lambda model: _share(exact_match(model, tokenizer, task.test))
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
 
 
 def _skill(name: str) -> str:

@@ -162,6 +162,135 @@ RECIPES = {
         "parameters": {"density": 0.8, "gamma": [{"filter": "self_attn", "value": 0.2}]},
         "dtype": "float32",
     },
+    "task arithmetic, normalised, with what has no effect on it": {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6, "density": 0.3}},
+            {"model": "two", "parameters": {"weight": 0.3}},
+        ],
+        "parameters": {"normalize": True, "rescale": True, "density": 0.2},
+        "dtype": "float32",
+    },
+    "ties, rescaled, with masks of one byte": {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6, "density": [0.2, 0.9]}},
+            {"model": "two", "parameters": {"weight": 0.3, "density": [{"filter": "mlp", "value": 0}]}},
+        ],
+        "parameters": {
+            "normalize": 0,
+            "rescale": [{"filter": "self_attn", "value": 1}, {"value": False}],
+            "int8_mask": True,
+            "density": 0.5,
+        },
+        "dtype": "float32",
+    },
+    "breadcrumbs, rescaled and normalised": {
+        "merge_method": "breadcrumbs",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6, "gamma": [{"filter": "mlp", "value": [0.1, 0.3]}]}},
+            {"model": "two", "parameters": {"weight": 0.3, "density": [0.7, 0.4]}},
+        ],
+        "parameters": {"normalize": True, "rescale": True, "density": 0.6, "gamma": 0.05, "lambda": 1.2},
+        "dtype": "float32",
+    },
+    "dare, which drops nothing where nobody says so": {
+        "merge_method": "dare_ties",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6}},
+            {"model": "two", "parameters": {"weight": 0.3, "density": [{"filter": "mlp", "value": 0}]}},
+        ],
+        "parameters": {"normalize": [{"filter": "norm", "value": True}], "rescale": False, "int8_mask": True},
+        "dtype": "float32",
+    },
+    "della, which drops nothing where nobody says so": {
+        "merge_method": "della",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6, "epsilon": 0.1}},
+            {"model": "two", "parameters": {"weight": 0.3, "epsilon": [0.05, 0.2], "density": [1, 1.0]}},
+        ],
+        "parameters": {"lambda": 0.7},
+        "dtype": "float32",
+    },
+    "della, linear, of one expert and none of the other": {
+        "merge_method": "della_linear",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.6}},
+            {"model": "two", "parameters": {"weight": 0.3, "density": 0}},
+        ],
+        "parameters": {"normalize": True},
+        "dtype": "float32",
+    },
+    "sce along the layers": {
+        "merge_method": "sce",
+        "base_model": "base",
+        "models": [{"model": "one"}, {"model": "two"}],
+        "parameters": {"select_topk": [0.2, 0.9], "int8_mask": True},
+        "dtype": "float32",
+    },
+    "nearswap by filters": {
+        "merge_method": "nearswap",
+        "base_model": "base",
+        "models": [{"model": "one"}, {"model": "base"}],
+        "parameters": {"t": [{"filter": "mlp", "value": 0.02}, {"value": 0.05}]},
+        "dtype": "float32",
+    },
+    "model stock, row by row in the attention": {
+        "merge_method": "model_stock",
+        "base_model": "base",
+        "models": [{"model": "one"}, {"model": "two"}],
+        "parameters": {"filter_wise": [{"filter": "self_attn", "value": True}, {"value": False}]},
+        "dtype": "float32",
+    },
+    "karcher without a base": {
+        "merge_method": "karcher",
+        "models": [{"model": "one"}, {"model": "two"}, {"model": "base"}],
+        "parameters": {"max_iter": 3, "tol": "1e-6"},
+        "dtype": "float32",
+    },
+    "nuslerp between changes": {
+        "merge_method": "nuslerp",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": [0.2, 0.9]}},
+            {"model": "two", "parameters": {"weight": 0.5}},
+        ],
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": [{"filter": "mlp", "value": True}]},
+        "dtype": "float32",
+    },
+    "nuslerp between weights": {
+        "merge_method": "nuslerp",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.7}},
+            {"model": "two", "parameters": {"weight": [{"filter": "mlp", "value": 0.1}, {"value": 0.5}]}},
+        ],
+        "dtype": "float32",
+    },
+    "multislerp of changes": {
+        "merge_method": "multislerp",
+        "base_model": "base",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.7}},
+            {"model": "two", "parameters": {"weight": 0.5}},
+        ],
+        "parameters": {"normalize_weights": False},
+        "dtype": "float32",
+    },
+    "multislerp of weights": {
+        "merge_method": "multislerp",
+        "models": [
+            {"model": "one", "parameters": {"weight": 0.7}},
+            {"model": "two", "parameters": {"weight": 0.5}},
+            {"model": "base", "parameters": {"weight": 0.4}},
+        ],
+        "dtype": "float32",
+    },
     "slerp along the layers": {
         "merge_method": "slerp",
         "base_model": "base",

@@ -1,6 +1,7 @@
 """A model as a LoRA adapter: exact where the rank suffices, the best there is where not; what is left out is told."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -62,6 +63,36 @@ def test_on_the_command_line_after_a_merge_and_of_any_model(thin, tmp_path, caps
     assert capsys.readouterr().out.count("2 matrices at rank 2") == 2
     one, other = (tmp_path / name / "adapter_model.safetensors" for name in ("out-lora", "again"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_rank_that_no_matrix_has_is_cut_and_the_command_says_so(thin, tmp_path, capsys):
+    base, full = thin
+    words = ["export", str(full), str(tmp_path / "out"), "--rank", "100000", "--base", str(base)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["r"] == 2 and config["rank_pattern"] == {}
+    assert "note: no matrix has rank 100000; 2, the highest of any" in said and "2 matrices at rank 2" in said
+
+
+def test_what_an_export_lacks_is_one_line_and_is_said_before_anything_is_merged(thin, tmp_path, capsys):
+    base, full = thin
+    (tmp_path / "full/recipe.yaml").unlink()
+    (tmp_path / "r.yaml").write_text(recipe_of(base, full).to_yaml())
+    (tmp_path / "taken-lora").mkdir()
+    (tmp_path / "taken-lora/file").touch()
+    out = tmp_path / "out"
+    for words, said in {
+        ("export", full, out, "--rank", 4): "has no recipe.yaml that names its base. .* --base MODEL",
+        ("export", tmp_path / "absent", out, "--rank", 4): "There is no folder",
+        ("export", tmp_path / "lora", out, "--rank", 4, "--base", base): "is an adapter already",
+        ("merge", tmp_path / "r.yaml", out, "--lora", 0): "rank of an adapter must be a whole number",
+        ("merge", tmp_path / "r.yaml", tmp_path / "taken", "--lora", 2): "taken-lora' exists already",
+    }.items():
+        assert main([str(word) for word in words]) == 1
+        line = capsys.readouterr().err
+        assert re.search(said, line) and line.count("\n") == 1, line
+    assert not out.exists() and not (tmp_path / "taken").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 import json
 
+import gradio as gr
 import pytest
 from making import finished, recipe_of
 
 from mergelab import Expert, MergeError, Recipe, inspect, plan
 from mergelab.lab.lab import START, Lab
 from mergelab.page.filters import apart, line, parsed, parts_of, with_overrides
-from mergelab.page.form import _rest, _weights
+from mergelab.page.form import _rest, _weights, draw_form
 from mergelab.plots.spectra import fact_heatmap, own_etas, spectra
 
 MODULE = "model.layers.3.mlp.down_proj.weight"
@@ -90,3 +91,23 @@ def test_form_and_lab_agree_on_a_recipe_with_filters(trio):
     report = finished(Lab().analyse(recipe))
     ranks = {layer.name: layer.facts["rank kept"] for layer in report.decomposed}
     assert max(ranks["a.weight"]) < min(ranks["b.weight"])
+
+
+def test_what_an_expert_has_of_its_own_survives_the_form_and_stands_in_the_merges_recipe():
+    text = (
+        "merge_method: breadcrumbs\nbase_model: numbers/base\nmodels:\n"
+        "- {model: numbers/sort, parameters: {density: [0.9, 0.4], gamma: 0.1}}\n"
+        "- {model: numbers/roman, parameters: {weight: [{filter: mlp, value: 0.5}, {value: 1.0}]}}\n"
+        "parameters: {density: 0.7, int8_mask: true}\nout_dtype: bfloat16\n"
+    )
+    recipe, lab = Recipe.from_yaml(text), Lab()
+    with gr.Blocks():
+        form = draw_form(lab)
+    filled = form.filled(recipe)
+    data = {widget: filled.get(widget, getattr(widget, "value", None)) for widget in form.inputs}
+    data = {key: value.get("value") if isinstance(value, dict) and "__type__" in value else value
+            for key, value in data.items()}  # fmt: skip
+    again = form.recipe(data)
+    assert (again.experts, again.out_dtype, again.settings["density"]) == (recipe.experts, "bfloat16", 0.7)
+    run = finished(lab.merge(again))
+    assert Recipe.read(run.folder / "recipe.yaml").experts == recipe.experts

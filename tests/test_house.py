@@ -16,11 +16,11 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page commands repair merging planning report recipes align files errors",
+    "__main__": "page commands table merging planning report recipes files errors",
     "page": "lessons plots lab table scores step repair method report recipes assets errors",
     "lessons": "plots scores repair planning method report recipes maths assets",
     "plots": "scores report recipes maths",
-    "commands": "lab table scores step recipes",
+    "commands": "lab table scores repair merging planning report recipes files errors",
     "lab": "table scores step repair merging planning method report recipes align tasks model files assets errors",
     "table": "errors",
     "scores": "step merging planning method report recipes model files maths errors",

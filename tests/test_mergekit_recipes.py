@@ -52,6 +52,30 @@ def test_the_base_counts_in_an_average_and_nowhere_else():
         Recipe.from_yaml(f"{HEAD}models: [base]")
 
 
+def test_what_has_no_effect_in_mergekit_has_none_here_and_the_plan_says_so(models):
+    one = "models: [{model: one, parameters: {density: 0.2}}, two]\nparameters: {int8_mask: true, rescale: true}"
+    notes = plan(Recipe.from_yaml(f"merge_method: task_arithmetic\nbase_model: base\n{one}")).notes
+    assert [note.split("'")[1] for note in notes] == ["int8_mask", "rescale", "density"]
+    assert notes[0] == "'int8_mask' has no effect on a merge by Task arithmetic, here as in mergekit."
+    with pytest.raises(MergeError, match="with Karcher mean only 'weight' can differ"):
+        plan(Recipe.from_yaml(f"merge_method: karcher\n{one}"))
+
+
+def test_dare_and_della_drop_nothing_at_their_default_density(models):
+    for method in ("dare_linear", "dare_ties", "della", "della_linear"):
+        report = merged(Recipe("base", (Expert("one"), Expert("two")), method), method)
+        assert all(set(layer.facts["entries kept"]) == {1.0} for layer in report.layers)
+
+
+def test_nuslerp_without_a_base_is_written_without_one_for_mergekit_would_measure_from_it():
+    recipe = Recipe.from_yaml("merge_method: nuslerp\nmodels: [one, two]")
+    assert (recipe.base, recipe.settings) == ("one", {"from_zero": True})
+    assert recipe.to_dict().keys() == {"merge_method", "models", "mergelab"} and recipe.runs_in_mergekit
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    with_base = Recipe.from_yaml("merge_method: nuslerp\nbase_model: base\nmodels: [one, two]")
+    assert with_base.settings == {} and with_base.to_dict()["base_model"] == "base"
+
+
 def test_an_average_without_its_base_is_written_without_it_for_mergekit_would_count_it():
     recipe = Recipe("base", (Expert("one"), Expert("two")), "linear")
     assert "base_model" not in recipe.to_dict() and recipe.to_dict()["mergelab"] == {"base_model": "base"}
@@ -129,7 +153,7 @@ def test_a_slice_must_be_the_whole_model_and_settings_must_be_for_somebody(model
                 f"{HEAD}models: [{{model: one, parameters: {{weight: [{{filter: model, value: 1}}]}}}}, two]"
             )
         )
-    with pytest.raises(MergeError, match="'density' of TIES must be a number from 0.01 to 1, not 7"):
+    with pytest.raises(MergeError, match="'density' of TIES must be a number from 0 to 1, not 7"):
         plan(Recipe.from_yaml(f"{HEAD}{MODELS}parameters: {{density: [{{filter: mlp, value: [1, 7]}}]}}"))
 
 

@@ -48,7 +48,10 @@ def test_align_writes_the_same_function_in_the_references_coordinates(strangers,
     (stranger / "tokenizer_config.json").write_text("{}")
     assert main(["align", str(stranger), "--to", str(base), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert f"{tmp_path}/out: the same function, max |Δ outputs|" in said and "mean matched correlation: 0.9" in said
+    assert (
+        f"{tmp_path}/out: the same function, max |Δ outputs|" in said
+        and "matched by weights: mean correlation 0.9" in said
+    )
     found, wanted = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", tuned))
     assert all(torch.allclose(found[name], wanted[name], atol=2e-2) for name in wanted)
     config = json.loads((stranger / "config.json").read_text())
@@ -133,6 +136,15 @@ def test_a_recipe_says_how_it_aligns_both_ways():
             Recipe.from_dict({**data, "mergelab": {"align": wrong}})
 
 
+def test_the_best_alignment_is_found_by_a_recipe_and_written_in_the_report(tmp_path):
+    recipe = recipe_of("digits/scratch-upright", "digits/scratch-invert", align="best")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    facts = plan(recipe).alignment["scratch-invert"]
+    assert facts["how"] == "activations" and facts["self-test"] < 1e-3
+    tuned = plan(recipe_of("digits/base", "digits/upright", align="best")).alignment["upright"]
+    assert tuned["distance after"] <= tuned["distance before"]
+
+
 def test_bundled_experts_bring_their_calibration_data(tmp_path):
     recipe = recipe_of("numbers/base", "numbers/french", "numbers/german-lora", align="activations")
     report = finished(inspect(plan(recipe)))
@@ -172,7 +184,7 @@ def test_what_cannot_be_aligned_is_one_line_and_leaves_nothing(strangers, tmp_pa
     assert "holds NaN or an infinity" in said(broken)
     assert "outputs as they are changes them by nan" in said(stranger, to=broken)
     assert "is an adapter" in said(adapter)
-    assert "needs calibration data, and" in said(stranger, "--how", "activations")
+    assert "need calibration data, and" in said(stranger, "--how", "activations")
     assert "Cannot read the calibration data" in said(stranger, "--how", "activations", "--data", tmp_path / "absent")
     assert "There is no folder" in said(tmp_path / "absent")
     assert "exists already" in refused(capsys, "align", stranger, "--to", base, "--out", base)
@@ -184,7 +196,7 @@ def test_what_cannot_be_aligned_is_one_line_and_leaves_nothing(strangers, tmp_pa
 
 def test_a_recipe_refuses_what_it_cannot_align_before_it_begins(strangers, tmp_path):
     base, _, stranger = strangers
-    with pytest.raises(MergeError, match="'align: activations' needs calibration data"):
+    with pytest.raises(MergeError, match="'align: activations' and 'align: best' need calibration data"):
         plan(recipe_of(base, stranger, align="activations"))
     config, tensors = kin("llama")
     known = [written(tmp_path / f"mamba {i}", config, tensors, model_type="mamba") for i in (1, 2)]

@@ -17,7 +17,8 @@ from mergelab.model import Running, running
 from mergelab.repair import applied, fit, joined, sites, statistics
 from mergelab.repair.calibration import batches_of, check_vocabulary, greedy, read_samples
 from mergelab.repair.control import check_coordinates, own_channels
-from mergelab.repair.job import Order, Wanted, repair_table, repairs, worn
+from mergelab.repair.job import repair_table, repairs, worn
+from mergelab.repair.order import Order, Wanted
 from mergelab.report import RepairReport
 from mergelab.tasks import exact_match, tasks
 
@@ -95,7 +96,7 @@ def test_a_body_with_sidecars_is_worn_task_by_task(average, tmp_path):
     body, patch = worn(tmp_path / "out", "a")
     with applied(body.model, patch):
         right = exact_match(body.model, body.tokenizer, tasks()["english"].test)
-    assert float(right.float().mean()) == report.scores["repaired"]
+    assert float(right.double().mean()) == report.scores["repaired"]
     with pytest.raises(MergeError, match="no repair for 'c'"):
         worn(tmp_path / "out", "c")
     save_file(
@@ -248,6 +249,16 @@ def test_experts_of_different_trainings_are_told_to_align_first(strangers, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_unrelated_experts_of_a_recipe_that_aligns_are_measured_as_they_went_into_the_merge(tmp_path, capsys):
+    assert asked(ASSETS / "recipes/digits-scratch.yaml", "--out", tmp_path / "out") == 0
+    capsys.readouterr()
+    report = RepairReport.from_json((tmp_path / "out/scratch-invert/repair.json").read_text(encoding="utf-8"))
+    assert report.scores["expert"] > 0.95  # aligned, it is still itself
+    assert report.scores["repaired"] > report.scores["merged"] + 0.3
+    assert report.scores["repaired"] > report.scores["base, repaired"] + 0.2
+    assert report.ratios[1] == pytest.approx(1, abs=1e-3)
+
+
 def test_prompts_of_ones_own_repair_an_expert_of_ones_own(trio_of_llamas, tmp_path, capsys):
     recipe, expert, prompts = trio_of_llamas
     words = [recipe, "--task", f"mine={expert}", "--data", prompts, "--out", tmp_path / "out", "--samples", 4]
@@ -278,9 +289,14 @@ def test_what_is_asked_wrongly_is_one_line_and_writes_nothing(trio_of_llamas, tm
         "no calibration data for 'mine'": [recipe, "--task", f"mine={expert}"],
         "stands before any --task": [recipe, "--data", prompts, "--task", f"mine={expert}"],
         "cannot name a task": [recipe, "--task", "a/b=numbers/french"],
-        "each name once": [recipe, "--task", "a=numbers/french", "--task", "a=numbers/sort"],
+        "Two tasks are called 'a'": [recipe, "--task", "a=numbers/french", "--task", "a=numbers/sort"],
         "Take 4 to 512": [recipe, "--samples", 3],
-        "no mode of repair 'afine'": [recipe, "--mode", "afine"],
+        "no mode of repair 'afine'. Did you mean 'affine'?": [recipe, "--mode", "afine"],
+        "Known are: affine, auto, rms, shift": [recipe, "--mode", "bogus"],
+        "A clamp is at least 1 (which lets no scale change), not 0.": [recipe, "--clamp", 0],
+        "There is no folder './nosuch'": [recipe, "--task", "a=./nosuch"],
+        "There is no folder '/nowhere'": [recipe, "--task", "a=/nowhere", "--data", prompts],
+        "Cannot read the calibration data": [recipe, "--task", f"a={expert}", "--data", tmp_path / "absent"],
         "Did you mean 'foldable'": [recipe, "--sites", "foldabel"],
         "have no place in the weights": [recipe, "--sites", "official", "--mode", "affine"],
         "Name at least one task": ["numbers/base"],

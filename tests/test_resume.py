@@ -12,7 +12,7 @@ import torch
 from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
-from mergelab import MergeError, Recipe, merge, plan
+from mergelab import MergeError, Recipe, Report, merge, plan
 
 KILLED = """
 import os, signal, sys
@@ -31,6 +31,12 @@ try:
 except MergeError as error:
     print(f"said: {error}", flush=True)
     os._exit(1)
+"""
+TWICE = """
+import sys
+from mergelab import Recipe, merge, plan
+for out in sys.argv[2:]:
+    list(merge(plan(Recipe.read(sys.argv[1])), out, workers=1))
 """
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 
@@ -153,10 +159,18 @@ def test_two_processes_write_the_bytes_of_one_and_a_lost_one_ends_the_job_which_
     said, status = together(["-m", "mergelab", "merge"], many, tmp_path / "out", "--workers", "1")
     assert status == [0, 0], said
     assert "tensors were finished by a run that was broken off" in said[0][0] and said[1][0] == ""
+    assert said[0][1].startswith(f"going on with a merge to '{tmp_path}/out' that was broken off\n")
     for file, digest in whole.sha256.items():
         assert f"sha256 {digest}  {file}" in said[0][0]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
     assert not hidden(tmp_path)
+
+
+def test_what_was_known_from_before_is_counted_in_all_processes(many, tmp_path):
+    said, status = together(["-c", TWICE], many, tmp_path / "one", tmp_path / "two")
+    assert status == [0, 0], said
+    notes = Report.from_json((tmp_path / "two/report.json").read_text()).notes
+    assert "28 of 28 factorisations were known from before." in notes  # 14 matrices of two experts
 
 
 def test_what_one_of_two_processes_finds_wrong_is_one_line_and_leaves_nothing(many, tmp_path):

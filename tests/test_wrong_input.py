@@ -115,6 +115,12 @@ EXPERTS = {
     "a routed adapter": (lambda folder: adapter(folder, arrow_config={"k": 1}), "uses 'arrow_config'"),
     "PiSSA": (lambda folder: adapter(folder, init_lora_weights="pissa_niter_4"), "changed the base itself"),
     "alpha": (lambda folder: adapter(folder, lora_alpha="16"), "no usable lora_alpha"),
+    "another rank": (lambda f: adapter(f, r=16), "says that 'a.weight' has rank 16, but its matrices have 2"),
+    "another rank by pattern": (
+        lambda folder: adapter(folder, rank_pattern={"a": 3}),
+        "says that 'a.weight' has rank 3, but its matrices have 2",
+    ),
+    "rank pattern": (lambda f: adapter(f, rank_pattern={"[": 3}), "rank_pattern '\\[' is not a valid pattern"),
     "alpha pattern": (lambda folder: adapter(folder, alpha_pattern={"[": 3}), "not a valid pattern"),
 }
 
@@ -173,6 +179,9 @@ def test_a_missing_folder_says_which_one_was_meant(trio, tmp_path):
         plan(recipe_of(*trio, tmp_path / "expert-3"))
     with pytest.raises(MergeError, match="config.json' is a file. A model is a folder"):
         plan(recipe_of(trio[0], trio[0] / "config.json"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(MergeError, match="loop' is a symbolic link that leads to nothing"):
+        plan(recipe_of(trio[0], tmp_path / "loop"))
     for source in ("x" * 5000, "a\0b", "~nobody-of-this-name/x", "a b c"):
         with pytest.raises(MergeError):
             plan(recipe_of(trio[0], source))

@@ -4,8 +4,8 @@ Knows symmetries and how to match, not merges: what it hands out is a lazy mappi
 A line belongs here if it chooses an element of a symmetry, or applies one.
 """
 
-from mergelab.align.alignment import HOW, Aligned, Alignment, alignment, alignments
+from mergelab.align.alignment import BEST, HOW, Aligned, Alignment, alignment, alignments
 from mergelab.align.compare import Compared, compared
 from mergelab.align.selftest import selftest
 
-__all__ = ["HOW", "Aligned", "Alignment", "Compared", "alignment", "alignments", "compared", "selftest"]
+__all__ = ["BEST", "HOW", "Aligned", "Alignment", "Compared", "alignment", "alignments", "compared", "selftest"]

@@ -15,6 +15,7 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.symmetry import Element, Symmetry
 
 HOW = ("none", "weights", "activations")
+BEST = "best"  # all of them are tried, and the average of the two models is judged on data (compare.py)
 Batches = list[Mapping[str, Tensor]]
 Build = Callable[[Tensors], torch.nn.Module]
 

@@ -21,8 +21,8 @@ def bundled_batches(source: str, folder: Path) -> Batches:
         return [{"pixel_values": torch.cat([t.calibration.images[:PICTURES] for t in picture_tasks().values()])}]
     if source not in bundled() or not (ASSETS / family / "tasks.json").is_file():
         raise MergeError(
-            f"'align: activations' needs calibration data, and '{source}' brings none: bundled models do. "
-            "Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
+            f"'align: activations' and 'align: best' need calibration data, and '{source}' brings none: bundled models "
+            "do. Use 'align: weights', or `mergelab align --how activations --data PROMPTS.txt` first."
         )
     pairs = [pair for task in tasks(family).values() for pair in task.calibration[:SAMPLES]]
     ids, mask, _ = padded(tokenizer_of(folder), pairs)

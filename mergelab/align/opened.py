@@ -7,18 +7,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mergelab.align.alignment import Alignment, Batches, alignment
+from mergelab.align.alignment import BEST, Alignment, Batches, alignment
+from mergelab.align.compare import compared
 from mergelab.align.pair import pair_of
 from mergelab.align.selftest import selftest
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint, Entry, read_json
+
+NEED_DATA = ("activations", BEST)
 
 
 class InCoordinates(Mapping[str, Tensor]):
     """An expert's checkpoint in the coordinates of a reference, tensor by tensor; headers are the expert's own.
 
     Opening checks family, vocabulary and shapes. The first tensor runs the self-test and the matching. data: makes the
-    calibration batches that `activations` needs. MergeError says what does not fit.
+    calibration batches that `activations` and `best` need. MergeError says what does not fit.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class InCoordinates(Mapping[str, Tensor]):
         config = self.reference.config
         runs = bool(config.get("architectures"))  # a plain chain of layers cannot be run by its configuration
         error = selftest(self.reference, config, rotations=self.rotations) if runs else None
-        data = self._data() if self.how == "activations" else None
-        made = alignment(self.reference, self.expert, config, self.how, data, seed=self.seed, rotations=self.rotations)
-        return error, made
+        data = self._data() if self.how in NEED_DATA else []
+        pair, options = (self.reference, self.expert, config), {"seed": self.seed, "rotations": self.rotations}
+        if self.how == BEST:
+            return error, compared(*pair, data, **options)[0].alignment
+        return error, alignment(*pair, self.how, data, **options)
 
     @property
     def alignment(self) -> Alignment:

@@ -2,16 +2,13 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Generator
-from contextlib import closing
 
+from mergelab.commands.progress import walked
 from mergelab.lab.lab import Lab
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import values_from
 from mergelab.scores.questions import MEASURES, questions_in
-from mergelab.scores.sweep_report import SweepReport, verdict
-from mergelab.step import Step
+from mergelab.scores.sweep_report import verdict
 from mergelab.table import aligned, csv_text, written_to
 
 
@@ -32,7 +29,8 @@ def add_sweep(verbs: argparse._SubParsersAction) -> None:
 def _sweep(asked: argparse.Namespace) -> None:
     recipe, values = Recipe.read(asked.recipe), values_from(asked.values)
     own = questions_in(asked.prompts, asked.measure) if asked.prompts else None
-    report = _followed(Lab(device=asked.device).sweep(recipe, asked.knob, values, own))
+    job = Lab(device=asked.device).sweep(recipe, asked.knob, values, own)
+    report = walked(job, lambda step: f"{step.done}/{step.total} {step.name}")
     table = report.table()
     print(aligned(*table))
     print(verdict(report))
@@ -42,22 +40,3 @@ def _sweep(asked: argparse.Namespace) -> None:
         written_to(asked.csv, csv_text(*table))
     if asked.json:
         written_to(asked.json, json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
-
-
-def _followed(job: Generator[Step, None, SweepReport]) -> SweepReport:
-    """Walk the sweep to its end, with a progress line on a terminal."""
-    with closing(job):
-        try:
-            while True:
-                step = next(job)
-                _show_progress(f"{step.done}/{step.total} {step.name}")
-        except StopIteration as end:
-            return end.value
-        finally:
-            _show_progress("")
-
-
-def _show_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[K{text}")
-        sys.stderr.flush()

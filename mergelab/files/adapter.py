@@ -92,11 +92,21 @@ class Adapter:
         return read_tensor(self.path.parent, key, self.entries[key], self.source)
 
     def _scale(self, name: str, rank: int) -> float:
-        alpha = _patterned(self.config.get("alpha_pattern"), name.removesuffix(".weight"))
-        alpha = self.config.get("lora_alpha", 8) if alpha is None else alpha
+        said = self._said("rank_pattern", name, self.config.get("r"))
+        if said is not None and said != rank:
+            raise MergeError(
+                f"Adapter '{self.source}' says that '{name}' has rank {brief(said)}, but its matrices have {rank}: "
+                "adapter_config.json and weights are not of one training. Take both from one place."
+            )
+        alpha = self._said("alpha_pattern", name, self.config.get("lora_alpha", 8))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:
             raise MergeError(f"Adapter '{self.source}' has no usable lora_alpha for '{name}': {brief(alpha)}.")
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _said(self, pattern: str, name: str, elsewhere: object) -> object:
+        """What one of the configuration's patterns says of a module; else what holds where none does."""
+        found = _patterned(pattern, self.config.get(pattern), name.removesuffix(".weight"))
+        return elsewhere if found is None else found
 
     def _is_flipped(self, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         """Whether the base holds (in, out): its shape tells; for a square one the adapter's configuration."""
@@ -182,16 +192,14 @@ def _sorted_keys(entries: Mapping[str, Entry], source: str) -> _Keys:
     return keys
 
 
-def _patterned(pattern: object, module: str) -> object:
+def _patterned(title: str, pattern: object, module: str) -> object:
     """PEFT's rule: the first key of a pattern that matches the end of a module's name wins; None if none does."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
         if len(key) > 300 or len(_REPEATS.findall(key)) > 2 or _NESTED.search(key):
-            raise MergeError(
-                f"The adapter's alpha_pattern {brief(key)} repeats parts of a name in too many ways to try."
-            )
+            raise MergeError(f"The adapter's {title} {brief(key)} repeats parts of a name in too many ways to try.")
         try:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
         except re.error:
-            raise MergeError(f"The adapter's alpha_pattern '{key}' is not a valid pattern.") from None
+            raise MergeError(f"The adapter's {title} '{key}' is not a valid pattern.") from None
     return None

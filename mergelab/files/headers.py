@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from mergelab.errors import MergeError
-from mergelab.files.sources import COMPANIONS, folder_of, from_hub, is_here, on_the_hub
+from mergelab.files.sources import COMPANIONS, folder_here, from_hub, on_the_hub
 
 _FIRST = 100_000  # bytes of a file that are asked for first: most headers are shorter
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
@@ -20,9 +20,7 @@ def headers_of(source: str, into: Path) -> Path:
 
     MergeError if nobody has it, or a header is none.
     """
-    if is_here(source):
-        return folder_of(source)
-    return from_hub(source, lambda name, revision: _fetched(source, name, revision, into))
+    return folder_here(source) or from_hub(source, lambda name, revision: _fetched(source, name, revision, into))
 
 
 def _fetched(source: str, name: str, revision: str | None, into: Path) -> Path:

@@ -18,9 +18,15 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 def folder_of(source: str) -> Path:
     """The folder that a source names; downloads it first if only the Hub has it. MergeError if nobody has it."""
+    return folder_here(source) or from_hub(source, _downloaded)
+
+
+def folder_here(source: str) -> Path | None:
+    """The folder on this machine that a source names; None if only the Hub can have it. MergeError if nobody can."""
     try:
         local = Path(source).expanduser()
         folder, file = local.is_dir() and source != "", local.is_file()
+        lost = local.is_symlink() and not local.exists()
     except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
         raise MergeError(f"'{source[:80]}' cannot be the name of a folder.") from None
     if folder:
@@ -29,14 +35,16 @@ def folder_of(source: str) -> Path:
         return bundled()[source]
     if file:
         raise MergeError(f"'{source}' is a file. A model is a folder with config.json and safetensors weights.")
+    if lost:
+        raise MergeError(f"'{source}' is a symbolic link that leads to nothing. Name the folder itself.")
     if source.startswith((".", "/", "~")):
-        if "@" in source and is_here(source.rpartition("@")[0]):
+        if "@" in source and _is_here(source.rpartition("@")[0]):
             raise MergeError(f"'{source}': a folder has no revisions; only a model on the Hub takes '@'.")
         raise MergeError(f"There is no folder '{source}'. {_nearby(source)}".rstrip())
-    return from_hub(source, _downloaded)
+    return None
 
 
-def is_here(source: str) -> bool:
+def _is_here(source: str) -> bool:
     """Whether a source is a folder on this machine, or a bundled model."""
     try:
         return source in bundled() or bool(source and Path(source).expanduser().is_dir())

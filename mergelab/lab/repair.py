@@ -43,6 +43,7 @@ from mergelab.repair.experiment import (
     stage_of,
     subject,
     unrepaired,
+    with_experts,
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
@@ -100,14 +101,14 @@ class RepairLab:
         first = []
         for name, expert, folder in zip(recipe.names, recipe.experts, own):
             yield steps(f"the answers of {name}")
-            first.append(subject(name, expert.source, running(folder), trial))
+            first.append(subject(name, expert.source, running(folder), trial.samples, trial.lines))
         stages, folders, matching = [], own, Matching()
         if moved:
             yield steps("plain average")
             model = yield from self._loaded(recipe, home / "plain", steps)
             stages = [stage_of(model, first, trial)]
             folders, matching = yield from self._aligned(trial, align, first, own, home, steps)
-            recipe = _aligned_recipe(trial, matching.kind, folders)
+            recipe = _aligned_recipe(trial, matching.kind if matching.kind in ALIGN else align, folders)
         yield steps("merge")
         run = yield from _named(self.lab.merge(recipe), steps)
         subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
@@ -181,9 +182,8 @@ class RepairLab:
             models[BASE] = running(self.lab.model_folder(recipe.base, recipe.base))
         others = tuple(expert for j, expert in enumerate(told.run.recipe.experts) if j != i)
         if told.trial.without and others:
-            alone = replace(told.run.recipe, experts=others, method="linear" if len(others) == 1 else recipe.method)
-            settings = {} if alone.method == "linear" else alone.settings
-            models[WITHOUT] = yield from self._loaded(replace(alone, settings=settings), home / f"without-{i}", steps)
+            alone = with_experts(told.run.recipe, others)
+            models[WITHOUT] = yield from self._loaded(alone, home / f"without-{i}", steps)
         for name, model in models.items():
             found = control(model.model, one, *now.goals[i], now.where, told.trial)
             scores[name], scores[f"{name}, {REPAIRED}"] = found
@@ -204,7 +204,8 @@ class RepairLab:
         def made() -> Patch:
             trial = Trial(run.recipe, lines=lines)
             expert = running(self.lab.model_folder(source, run.recipe.base))
-            one, model = subject(Path(source).name, source, expert, trial), self.lab._running(run.folder)
+            one = subject(Path(source).name, source, expert, trial.samples, lines)
+            model = self.lab._running(run.folder)
             where = sites(model.model, trial.sites)
             goals = statistics(expert.model, one.batches, where)
             return fit(model.model, goals, one.batches, where, how=trial.how, task=one.name)

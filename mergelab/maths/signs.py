@@ -36,8 +36,19 @@ def threshold_keeping(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def thresholds_keeping(walk: Pieces, counts: Sequence[int], size: int) -> list[Tensor]:
-    """The magnitude of the count-th largest entry, from 1, of several tensors of `size` entries that come in pieces."""
-    return kth_largest_of_each(lambda: ([piece.abs() for piece in pieces] for pieces in walk()), counts, size)
+    """The magnitude of the count-th largest entry of several tensors of `size` entries that come in pieces.
+
+    Where a count is 0 it is infinite, where it is `size` it is 0; nothing is read if all of them are.
+    """
+    between = [i for i, count in enumerate(counts) if 0 < count < size]
+    found = [torch.tensor(0.0 if count else float("inf")) for count in counts]
+    if between:
+        some = kth_largest_of_each(
+            lambda: ([pieces[i].abs() for i in between] for pieces in walk()), [counts[i] for i in between], size
+        )
+        for i, least in zip(between, some):
+            found[i] = least
+    return found
 
 
 def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
@@ -45,6 +56,17 @@ def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
     least = torch.as_tensor(threshold, dtype=values.dtype)
     below = torch.nextafter(least, torch.zeros_like(least))
     return torch.nn.functional.hardshrink(values, float(below))
+
+
+def gains_of(walk: Pieces, thresholds: Sequence[Tensor]) -> list[float]:
+    """Σ|x| of several tensors that come in pieces, by Σ|x| of what `at_least` keeps: ≥ 1; 1 where that is nothing."""
+    sums = torch.zeros(2, len(thresholds), dtype=torch.float64)
+    for pieces in walk():
+        for part in blocks(*pieces):
+            sums[0] += torch.stack([x.abs().sum(dtype=torch.float64).cpu() for x in part])
+            kept = map(at_least, part, thresholds)
+            sums[1] += torch.stack([x.abs().sum(dtype=torch.float64).cpu() for x in kept])
+    return [float(every / kept) if kept else 1.0 for every, kept in sums.T]
 
 
 def trimmed(values: Tensor, count: int) -> Tensor:

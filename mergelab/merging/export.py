@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergelab.errors import MergeError
+from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
 from mergelab.maths.spectral import factors
@@ -27,7 +28,9 @@ _STORES_IN_OUT = ("gpt2", "openai-gpt")  # their matrices are Conv1D's: (in, out
 
 @dataclass(frozen=True)
 class LoraReport:
-    """What was exported. errors: tensor -> ‖Δ - B A‖ / ‖Δ‖, 0…1. left_out: what changed and is not in the adapter."""
+    """What was exported. rank: the highest of a matrix, at most what was asked. errors: tensor -> ‖Δ - B A‖ / ‖Δ‖, 0…1.
+    left_out: what changed and is not in the adapter.
+    """
 
     model: str
     base: str
@@ -47,9 +50,13 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
 
     MergeError if the two do not fit, or nothing differs.
     """
-    if type(rank) is not int or rank < 1:
-        raise MergeError(f"The rank of an adapter must be a whole number, at least 1, not {rank!r}.")
-    start, end = opened_base(base), Checkpoint(folder_of(model), model)
+    check_rank(rank)
+    folder = folder_of(model)
+    if is_adapter(folder):
+        raise MergeError(
+            f"'{model}' is an adapter already. Name a full model, or merge the adapter into its base first."
+        )
+    start, end = opened_base(base), Checkpoint(folder, model)
     names = names_to_merge(start)
     found = fit(Path(model).name, end, start, names, "refuse", "refuse")
     if found.problems:
@@ -71,10 +78,16 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
             yield name, errors[name]
         if not tensors:
             raise MergeError(f"No matrix of '{model}' differs from '{base}': there is nothing to export.")
-        report = LoraReport(model, base, rank, ranks, errors, left_out)
+        report = LoraReport(model, base, min(rank, max(ranks.values())), ranks, errors, left_out)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_papers(folder, report, start.config.get("model_type") in _STORES_IN_OUT)
     return report
+
+
+def check_rank(rank: int) -> None:
+    """MergeError for a rank that no adapter can have."""
+    if type(rank) is not int or rank < 1:
+        raise MergeError(f"The rank of an adapter must be a whole number, at least 1, not {rank!r}.")
 
 
 def _unfit(name: str, delta: Tensor, base: Checkpoint) -> str:

@@ -84,9 +84,11 @@ def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int 
             yield layer
     except Exception as error:
         crew.fail(error)
-    shares = crew.gathered(layers)
-    yield from (layer for rank, share in enumerate(shares) if rank != crew.rank for layer in share)
-    return [*done.values(), *(layer for share in shares for layer in share)]
+    shares = crew.gathered((layers, job.kept.counts))
+    for share, counts in (share for rank, share in enumerate(shares) if rank != crew.rank):
+        job.kept.count_also(*counts)
+        yield from share
+    return [*done.values(), *(layer for share, _ in shares for layer in share)]
 
 
 @dataclass(frozen=True)

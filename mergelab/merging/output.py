@@ -43,8 +43,8 @@ def new_folder(
     has left is there again (None: nobody ever goes on). MergeError if `out` exists and is not empty, or for whatever
     the disk refuses.
     """
-    place, missing = _free_place(out)
-    partial = place.with_name(f".{place.name}.{mark or uuid4().hex[:12]}.partial")
+    place, missing = free_place(out)
+    partial = _partial(place, mark or uuid4().hex[:12])
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = _locked(partial)
@@ -72,9 +72,18 @@ def new_folder(
         lock.close()
 
 
+def is_unfinished(out: str | Path, mark: str) -> bool:
+    """Whether a killed merge with this mark has left its hidden folder beside `out`, to be gone on with."""
+    return _partial(free_place(out)[0], mark).is_dir()
+
+
+def _partial(place: Path, mark: str) -> Path:
+    return place.with_name(f".{place.name}.{mark}.partial")
+
+
 def remove_leftovers(out: str | Path, mark: str) -> tuple[str, ...]:
     """Remove what killed merges of another mark have left of themselves beside `out`; a note if there was any."""
-    place, _ = _free_place(out)
+    place, _ = free_place(out)
     ours, found = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}\.partial"), 0
     for folder in place.parent.iterdir() if place.parent.is_dir() else ():
         if ours.fullmatch(folder.name) and mark not in folder.name and (folder / _LOCK).is_file():
@@ -86,7 +95,7 @@ def remove_leftovers(out: str | Path, mark: str) -> tuple[str, ...]:
     return ("What another merge to this place had left unfinished was removed.",) * bool(found)
 
 
-def _free_place(out: str | Path) -> tuple[Path, list[Path]]:
+def free_place(out: str | Path) -> tuple[Path, list[Path]]:
     """The path of `out`, and its parents that are not there; MergeError if it is taken."""
     try:
         place = Path(out).expanduser().resolve()

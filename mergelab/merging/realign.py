@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mergelab.align import HOW
+from mergelab.align import BEST, HOW
 from mergelab.align.calibration import bundled_batches, prompt_batches
 from mergelab.align.opened import InCoordinates
 from mergelab.errors import MergeError, did_you_mean
@@ -20,6 +20,8 @@ from mergelab.files.shards import ShardWriter
 from mergelab.files.sources import folder_of
 from mergelab.merging.output import companions, new_folder
 from mergelab.model import built, outputs, probe
+
+WAYS = (*HOW[1:], BEST)
 
 
 def realigned(
@@ -34,11 +36,11 @@ def realigned(
 ) -> Iterator[str]:
     """Write `expert` to `out` in the coordinates of `reference`; yields each tensor's name as it is written.
 
-    Returns what alignment.json holds. prompts: a text file, one calibration prompt a line, for how="activations"
-    (bundled models bring their own). MergeError says what does not fit; then nothing is written.
+    Returns what alignment.json holds. prompts: a text file, one calibration prompt a line, for "activations" and
+    "best" (bundled models bring their own). MergeError says what does not fit; then nothing is written.
     """
-    if how not in HOW[1:]:
-        raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, HOW[1:])}")
+    if how not in WAYS:
+        raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, WAYS)}")
     own, target = _opened(expert), _opened(reference)
 
     def data():

@@ -198,6 +198,15 @@ class Lookups:
         return factors
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many factorisations were asked for, and how many were kept from before."""
+        return self.asked, self.found
+
+    def count_also(self, asked: int, found: int) -> None:
+        """Count what another process has asked of its own store."""
+        self.asked, self.found = self.asked + asked, self.found + found
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of it."""
         some = (f"{self.found} of {self.asked} factorisations were known from before.",) * bool(self.found)

@@ -9,7 +9,7 @@ from mergelab.maths.sparse import at_l1, middling
 from mergelab.method import Knob, Layer, Merged, merge_method
 from mergelab.methods.dare import Normalize, Rescale, Scale, added_up
 
-Density = Annotated[float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.9, each=True)]
+Density = Annotated[float, Knob(0, 1, "share of each delta's entries that is kept", step=0.01, start=0.9, each=True)]
 Gamma = Annotated[float, Knob(0, 0.5, "share of the largest entries that is left out", step=0.005, each=True)]
 
 

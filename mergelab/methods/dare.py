@@ -9,7 +9,7 @@ from mergelab.maths.signs import conflict_share
 from mergelab.maths.sparse import at_l1, shares_kept, summed
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
-Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept", step=0.01, start=0.5, each=True)]
+Density = Annotated[float, Knob(0, 1, "chance that an entry is kept", step=0.01, start=0.5, each=True)]
 Scale = Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)]
 Rescale = Annotated[bool, Switch("scale what is kept back to the old sum of magnitudes")]
 Normalize = Annotated[bool, Switch("divide by the weights of those that took part")]

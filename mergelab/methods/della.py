@@ -9,7 +9,7 @@ from mergelab.maths.sparse import at_l1, ranks_in_rows
 from mergelab.method import Knob, Layer, Merged, merge_method
 from mergelab.methods.dare import Normalize, Rescale, Scale, added_up
 
-Density = Annotated[float, Knob(0.01, 1, "chance that an entry is kept, in the mean", step=0.01, start=0.5, each=True)]
+Density = Annotated[float, Knob(0, 1, "chance that an entry is kept, in the mean", step=0.01, start=0.5, each=True)]
 Epsilon = Annotated[
     float, Knob(0, 0.49, "the largest entry's chance is this much higher, the smallest's lower", step=0.01, each=True)
 ]

@@ -2,18 +2,21 @@
 
 from typing import Annotated
 
-from mergelab.method import Knob, Layer, Merged, merge_method
+from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("Task arithmetic", paper="2212.04089", entrywise="always")
+@merge_method("Task arithmetic", paper="2212.04089", entrywise="always", idle=("density", "rescale"))
 def task_arithmetic(
     layer: Layer,
     *,
     lambda_: Annotated[float, Knob(0, 3, "scale of the summed deltas", step=0.05, start=0.4)] = 1.0,
+    normalize: Annotated[bool, Switch("divide by the sum of the weights")] = False,
 ) -> Merged:
     """Add the sum of all deltas to the base, scaled by λ.
 
-    W = W_0 + λ Σ w_i τ_i.  λ is 1 where a recipe is silent, as in mergekit; the paper finds 0.3–0.4 good for many
-    experts.
+    W = W_0 + λ Σ w_i τ_i;  with `normalize`, λ is divided by Σ w_i where that is not zero.  λ is 1 where a recipe is
+    silent, as in mergekit; the paper finds 0.3–0.4 good for many experts. mergekit takes a `density` and a `rescale`
+    here, too, and uses neither.
     """
-    return Merged(lambda_ * layer.sum)
+    total = float(layer.weights.sum())
+    return Merged(lambda_ / (total if normalize and abs(total) >= 1e-8 else 1) * layer.sum)

@@ -1,46 +1,57 @@
 """TIES: trim, elect sign, disjoint merge (Yadav et al., NeurIPS 2023, arXiv 2306.01708)."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from mergelab.maths.selection import number_of_nonzero
-from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, thresholds_keeping
+from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, gains_of, thresholds_keeping
 from mergelab.method import Knob, Layer, Merged, Switch, Whole, each, merge_method
 
 
-def thresholds(whole: Whole, *, density: float | tuple[float, ...], **settings: Any) -> list[Tensor]:
-    """The magnitude that an entry of each delta must have to be kept."""
-    counts = [max(1, int(share * whole.size)) if share < 1 else whole.size for share in each(density, whole.experts)]
-    if not whole.size or set(counts) == {whole.size}:
-        return [torch.tensor(0.0)] * whole.experts
-    return thresholds_keeping(lambda: (part.entries for part in whole.walk()), counts, whole.size)
+def trims(
+    whole: Whole, *, density: float | tuple[float, ...], rescale: bool, **settings: Any
+) -> tuple[list[Tensor], list[float]]:
+    """Per expert the magnitude that an entry must have to be kept, and what is kept is then scaled by."""
+    size = whole.size
+    counts = [
+        max(1, int(share * size)) if 0 < share < 1 else int(share) * size for share in each(density, whole.experts)
+    ]
+
+    def walk() -> Iterator[tuple[Tensor, ...]]:
+        return (part.entries for part in whole.walk())
+
+    thresholds = thresholds_keeping(walk, counts, size)
+    return thresholds, gains_of(walk, thresholds) if rescale else [1.0] * whole.experts
 
 
-@merge_method("TIES", paper="2306.01708", fewest=2, entrywise="always", survey=thresholds)
+@merge_method("TIES", paper="2306.01708", fewest=2, entrywise="always", survey=trims)
 def ties(
     layer: Layer,
     *,
     density: Annotated[
-        float, Knob(0.01, 1, "share of each delta's entries that is kept", step=0.01, start=0.2, each=True)
+        float, Knob(0, 1, "share of each delta's entries that is kept", step=0.01, start=0.2, each=True)
     ] = 1.0,
     lambda_: Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)] = 1.0,
     normalize: Annotated[bool, Switch("divide by the weights of those that agree")] = True,
+    rescale: Annotated[bool, Switch("scale what is kept back to the old sum of magnitudes")] = False,
 ) -> Merged:
     """Keep each delta's largest entries, elect a sign per entry, average those that agree.
 
-    τ̂_i = the top `density` of |τ_i|;  γ = sign(Σ w_i τ̂_i), a tie counts as +;
+    τ̂_i = the top `density` of |τ_i|, with `rescale` times Σ|τ_i| / Σ|τ̂_i|;  γ = sign(Σ w_i τ̂_i), a tie counts as +;
     Δ = λ · Σ_{agree} w_i τ̂_i / Σ_{agree} w_i.
 
     Trimmed per tensor and voted after weighting, as mergekit does (the paper trims over the whole model, and votes
     unweighted). `density` is 1 where a recipe is silent; the paper uses 0.2. Entries that tie with the last one kept
     are kept too.
     """
-    kept, opposed, delta = torch.zeros(len(layer.seen)), torch.zeros(2), layer.base.new_empty(layer.base.shape)
+    thresholds, gains = layer.seen
+    kept, opposed, delta = torch.zeros(len(thresholds)), torch.zeros(2), layer.base.new_empty(layer.base.shape)
     for result, *parts in blocks(delta, *layer.entries):
-        trimmed = torch.stack(list(map(at_least, parts, layer.seen)))  # (expert, entries)
-        weighted = layer.weighted(trimmed)
+        trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
+        weighted = layer.weighted(trimmed * trimmed.new_tensor(gains)[:, None] if rescale else trimmed)
         chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
         mass = layer.weighted(chosen.sign().abs_()).sum(0) if normalize else torch.ones_like(result)
         result.copy_(lambda_ * chosen.sum(0) / torch.where(mass.abs() < 1e-8, 1, mass))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.align.calibration import bundled_batches
-from mergelab.align.opened import InCoordinates
+from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError
 from mergelab.files.adapter import Adapter, is_adapter
 from mergelab.files.checkpoint import FLOATS, Checkpoint
@@ -190,7 +190,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     method = method_named(recipe.method)
     settings = _settings(method, recipe)
     steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
-    if method.base_apart:  # recipes for mergekit often list the base among the models
+    if method.base_apart and not settings.get("from_zero"):  # recipes for mergekit often list the base among the models
         recipe = replace(recipe, experts=tuple(expert for expert in recipe.experts if expert.source != recipe.base))
     check_count(method, len(recipe.experts))
     base = opened_base(recipe.base, find)
@@ -204,7 +204,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     _check_layers(recipe, names)
     skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
-    notes = (*_notes(recipe, base, experts), *(note for found in fits for note in found.notes))
+    notes = (*_idle_notes(recipe, method), *_notes(recipe, base, experts), *(n for found in fits for n in found.notes))
     tokenizer, template = _tokenizer(recipe, base, experts, find)
     found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
     made = Plan(recipe, method, settings, base, experts, *found)
@@ -326,7 +326,7 @@ def _aligned(expert: OpenedExpert, base: Checkpoint, recipe: Recipe) -> OpenedEx
     def data():
         return bundled_batches(recipe.base, base.folder)
 
-    if recipe.align == "activations":
+    if recipe.align in NEED_DATA:
         data()  # says now that there is none
     return replace(expert, checkpoint=InCoordinates(expert.checkpoint, base, recipe.align, data=data))
 
@@ -344,6 +344,12 @@ def _only_theirs(experts: tuple[OpenedExpert, ...], fits: tuple[Fit, ...], base:
         for name in only_theirs(expert.checkpoint, base, found) if expert.checkpoint else ():
             owners.setdefault(name, []).append(f"'{expert.name}'")
     return {name: f"the base has no such tensor, only {', '.join(owners[name])}" for name in sorted(owners)}
+
+
+def _idle_notes(recipe: Recipe, method: MergeMethod) -> tuple[str, ...]:
+    """What the recipe sets and no number depends on, as in mergekit."""
+    given = dict.fromkeys(key for some in (recipe, *recipe.experts) for key in some.settings if key in method.idle)
+    return tuple(f"'{key}' has no effect on a merge by {method.title}, here as in mergekit." for key in given)
 
 
 def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) -> tuple[str, ...]:

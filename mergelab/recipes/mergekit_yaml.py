@@ -29,7 +29,9 @@ LEAVE_BASE = (
     "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear",
     "model_stock", "multislerp", "nearswap", "nuslerp", "ram", "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties",
 )  # fmt: skip
-_ONLY_MEMORY = "int8_mask"  # changes how mergekit holds a mask, and no number
+# Of those, the ones that take the models' weights themselves where no base is named.
+FREE_BASE = ("multislerp", "nuslerp")
+FROM_ZERO = "from_zero"  # what that is called here
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ def body(data: Mapping[str, Any], where: str) -> Body:
         raise MergeError(f"{where}: 'models' must be a list of '- model: …' entries, not {kind(entries)}.")
     named = [_model(entry, f"{where}, model {i + 1}") for i, entry in enumerate(entries)]
     base = _base(data, method, [source for source, _ in named], where)
-    if method in LEAVE_BASE:
+    if method in FREE_BASE and not data.get("base_model"):
+        wide[FROM_ZERO] = True
+    elif method in LEAVE_BASE:
         named = [pair for pair in named if pair[0] != base]
     if method in COUNT_BASE and "weight" in wide and data.get("base_model") and base not in dict(named):
         named.append((base, {}))
-    if method in (*LEAVE_BASE, *COUNT_BASE):
-        wide.pop(_ONLY_MEMORY, None)
     weight = wide.pop("weight", None)
     models = tuple((source, _weight(own, weight, where), own) for source, own in named)
     if not models:
@@ -72,9 +74,9 @@ def _base(data: Mapping[str, Any], method: str, sources: list[str], where: str) 
     own = data.get("mergelab") or {}
     if given := data.get("base_model") or (own.get("base_model") if isinstance(own, dict) else None):
         return text(given, f"{where}: 'base_model'")
-    if method not in COUNT_BASE:
+    if method not in (*COUNT_BASE, *FREE_BASE):
         raise MergeError(f"{where} has no 'base_model'. A recipe needs merge_method, base_model and models.")
-    return sources[0]  # the average of some models is the same, whichever of them is taken for the base
+    return sources[0]  # what is made of whole weights is the same, whichever of the models is taken for the base
 
 
 def _weight(own: dict[str, Any], wide: Any, where: str) -> Any:

@@ -23,7 +23,7 @@ _EXTRAS: dict[str, Callable[[Any, str], Any]] = {
     "decompose_embeddings": kit.flag,
     "vocabulary": kit.one_of("refuse", "base", "common"),
     "missing": kit.one_of("refuse", "base"),
-    "align": kit.one_of("none", "weights", "activations"),
+    "align": kit.one_of("none", "weights", "activations", "best"),
     "seed": kit.seed,
     "then": kit.steps,
     "layers": kit.count,
@@ -58,7 +58,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: str | None = None  # mergekit computes in it, and so writes it; None keeps the base's
     decompose_embeddings: bool = False
-    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations
+    align: str = "none"  # how experts are brought into the base's coordinates: none | weights | activations | best
     seed: int = 0  # of what a method draws at random
     then: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # steps after it -> their settings
     out_dtype: str | None = None  # of the written weights, where it is not `dtype`
@@ -147,15 +147,17 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The same recipe in mergekit's keys; what is at its default is left out."""
-        counted = self.method not in kit.COUNT_BASE or self.base in [expert.source for expert in self.experts]
-        data: dict[str, Any] = {"merge_method": self.method} | ({"base_model": self.base} if counted else {})
+        counted = self.base in [expert.source for expert in self.experts]
+        free = self.method in kit.FREE_BASE and self.settings.get(kit.FROM_ZERO) is True
+        named = not free and (counted or self.method not in kit.COUNT_BASE)
+        data: dict[str, Any] = {"merge_method": self.method} | ({"base_model": self.base} if named else {})
         data["models"] = [{"model": e.source, "parameters": {"weight": e.weight, **e.settings}} for e in self.experts]
-        if self.settings:
-            data["parameters"] = dict(self.settings)
+        if settings := {key: value for key, value in self.settings.items() if not (free and key == kit.FROM_ZERO)}:
+            data["parameters"] = settings
         keys = ("dtype", "out_dtype", "tokenizer_source", "chat_template")
         data |= {key: getattr(self, key) for key in keys if getattr(self, key)}
         extras = self._extras()
-        if not counted:  # under our key: mergekit would count it as one of the models
+        if not named:  # under our key: mergekit would count it as one of the models, or measure from it
             extras["base_model"] = self.base
         return data | ({"mergelab": extras} if extras else {})
 

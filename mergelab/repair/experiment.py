@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from mergelab.errors import MergeError
 from mergelab.maths.moments import variance_kept
 from mergelab.model import Running
-from mergelab.repair import Patch, Site, Statistics, applied, fit, joined, mean_goals, repair, sites, statistics
+from mergelab.recipes.recipe import Expert, Recipe
+from mergelab.repair import Patch, Site, Statistics, applied, joined, mean_goals, repair, sites, statistics
 from mergelab.repair.calibration import batches_of
-from mergelab.repair.control import check_coordinates
+from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.export import folded
 from mergelab.repair.head import with_head
-from mergelab.repair.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Trial
+from mergelab.repair.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Sample, Trial
 from mergelab.repair.statistics import Batch, run, visited
 from mergelab.report import Channels, RepairReport
-from mergelab.tasks import PictureTask, Task, exact_match, own_pictures, own_task, right_labels
+from mergelab.tasks import own_pictures, own_score, own_task
 
 Score = Callable[[nn.Module], float]
 _ROWS = 4096  # of an activation: enough to see a correlation
@@ -54,34 +55,22 @@ class Stage:
 # One task ---------------------------------------------------------------------------------------------------
 
 
-def subject(name: str, source: str, expert: Running, trial: Trial) -> Subject:
-    """A task by its expert: bundled pictures or prompts, or the trial's own lines. MergeError if there are none."""
-    most, pictures, task = trial.samples, own_pictures(source), own_task(source)
-    if pictures and not trial.lines:
+def subject(name: str, source: str, expert: Running, most: int, lines: Sequence[Sample] = ()) -> Subject:
+    """A task by its expert: bundled pictures or prompts, or one's own lines; at most so many of them.
+
+    MergeError if there are none.
+    """
+    pictures, task, score = own_pictures(source), own_task(source), own_score(source, expert.tokenizer)
+    if pictures and not lines:
         some = pictures.calibration.images[:most]
-        return Subject(name, expert, [{"pixel_values": some}], _reader(pictures), len(pictures.test.labels))
-    samples = trial.lines or (task.calibration if task else ())
+        return Subject(name, expert, [{"pixel_values": some}], score, len(pictures.test.labels))
+    samples = lines or (task.calibration if task else ())
     if not samples:
         raise MergeError(
             f"There is no calibration data for '{name}': only bundled experts bring their own. Paste at least 4 "
             "prompts of its task, or upload a file of them."
         )
-    batches = batches_of(expert, samples[:most])
-    if task is None:
-        return Subject(name, expert, batches, None)
-    return Subject(name, expert, batches, _matcher(expert, task), len(task.test))
-
-
-def _reader(pictures: PictureTask) -> Score:
-    return lambda model: _share(right_labels(model, pictures.test))
-
-
-def _matcher(expert: Running, task: Task) -> Score:
-    return lambda model: _share(exact_match(model, expert.tokenizer, task.test))
-
-
-def _share(right: Tensor) -> float:
-    return round(float(right.float().mean()), 4)
+    return Subject(name, expert, batches_of(expert, samples[:most]), score, len(task.test) if task else 0)
 
 
 def body_for(model: nn.Module, subject: Subject, trial: Trial) -> nn.Module:
@@ -110,12 +99,15 @@ def repaired(
     """One task's repair of a merged model: its patch, the channels before and after, and the scores of all three."""
     body = body_for(model, one, trial)
     patch, report = repair(body, goals, batches, where, trial.how, task=one.name, target=trial.target)
-    if not one.score:
-        return patch, report
-    scores = {EXPERT: one.score(one.expert.model), MERGED: one.score(body)}
-    with applied(body, patch):
-        scores[REPAIRED] = one.score(body)
+    scores = scored(one.score, one.score(one.expert.model), body, patch) if one.score else {}
     return patch, replace(report, scores=scores)
+
+
+def scored(score: Score, expert: float, body: nn.Module, patch: Patch) -> dict[str, float]:
+    """What the expert, the merge and its repair score. expert: its own score."""
+    with applied(body, patch):
+        after = score(body)
+    return {EXPERT: expert, MERGED: score(body), REPAIRED: after}
 
 
 def proven(report: RepairReport, body: nn.Module, patch: Patch, batches: list[Batch]) -> RepairReport:
@@ -133,10 +125,13 @@ def control(
     """What another model scores on this task with the same head, before and after the same repair."""
     assert one.score
     body = body_for(model, one, trial)
-    patch = fit(body, goals, batches, where, how=trial.how)
-    with applied(body, patch):
-        after = one.score(body)
-    return one.score(body), after
+    return one.score(body), repaired_score(body, goals, batches, where, one.score, trial.how)
+
+
+def with_experts(recipe: Recipe, experts: tuple[Expert, ...]) -> Recipe:
+    """The same merge of other experts: of one alone, its average, for many methods need two."""
+    alone = {"method": "linear", "settings": {}} if len(experts) == 1 else {}
+    return replace(recipe, experts=experts, **alone)
 
 
 # Two experts ------------------------------------------------------------------------------------------------

@@ -41,8 +41,10 @@ class How:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise MergeError(f"There is no mode of repair '{self.mode}'. {did_you_mean(self.mode, MODES)}")
-        if not self.clamp >= 1 or not self.prior >= 0:
-            raise MergeError(f"A clamp is at least 1 and a prior at least 0, not {self.clamp} and {self.prior}.")
+        if not self.clamp >= 1:
+            raise MergeError(f"A clamp is at least 1 (which lets no scale change), not {self.clamp:g}.")
+        if not self.prior >= 0:
+            raise MergeError(f"A prior is a number of rows, at least 0, not {self.prior:g}.")
 
 
 def mean_goals(experts: Sequence[Statistics]) -> Statistics:
