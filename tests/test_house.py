@@ -17,10 +17,11 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page commands repair merging planning report recipes align files errors",
-    "page": "plots lab table scores step repair method report recipes assets errors",
+    "page": "plots lab limits table scores step repair method report recipes assets errors",
     "plots": "scores report recipes maths",
     "commands": "lab table scores step recipes",
-    "lab": "table scores step repair merging planning report recipes align tasks model files assets errors",
+    "lab": "limits table scores step repair merging planning report recipes align tasks model files assets errors",
+    "limits": "recipes assets errors",
     "table": "errors",
     "scores": "step merging planning method report recipes model files maths errors",
     "step": "",

@@ -104,10 +104,9 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         """The run that a side names: of this visit while it is kept, else made anew."""
         past: Past | None = next((entry for entry in data[visit] if entry.label == label), None)
         if past and past.key in lab.runs:
-            return lab.runs[past.key]
+            return lab.run_named(past.key)
         recipe = Recipe.from_yaml(past.recipe) if past else form.recipe(data)
-        same = [run for run in lab.runs.values() if run.recipe == recipe]
-        return same[-1] if same else (yield from lab.merge(recipe))
+        return lab.run_of(recipe) or (yield from lab.merge(recipe))
 
     def pictures(comparison: Comparison, show: str) -> dict[Any, Any]:
         headers, rows = comparison.table()
@@ -151,7 +150,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
     outputs = [form.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
     pressed = go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
     questioned = gr.on(
-        [ask.click, prompt.submit], told(ask_both), [prompt, keys], answers, trigger_mode="once", **HEAVY
+        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **HEAVY
     )
     for button in (stop, form.stop):
         button.click(None, None, None, cancels=[pressed, questioned], **PRIVATE)

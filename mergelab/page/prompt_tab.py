@@ -99,7 +99,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     given = {prompt, expert, task, merged, lines, form.base, tokens, heat, seed}
     asked = gr.on(
         [ask.click, prompt.submit],
-        told(answers),
+        told(answers, of_base),
         given,
         [of_base, of_expert, of_merged, of_repaired],
         trigger_mode="once",
