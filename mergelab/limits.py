@@ -17,6 +17,7 @@ from mergelab.recipes.recipe import Recipe
 
 _PREFIX = "MERGELAB_"
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_LONGEST = 200  # characters of a name with its revision
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?", re.ASCII)
 
 
@@ -55,12 +56,11 @@ class Limits:
 
     def check(self, recipe: Recipe) -> None:
         """MergeError if a recipe names what it may not, or too much of it."""
-        for source in filter(None, (recipe.base, *(e.source for e in recipe.experts), recipe.tokenizer_source)):
+        for source in sources(recipe):
             self.check_source(source)
-        if self.max_experts is not None and len(recipe.experts) > self.max_experts:
-            raise MergeError(
-                f"The recipe has {len(recipe.experts)} experts; this page merges at most {self.max_experts}."
-            )
+        count = len(recipe.experts)
+        if self.max_experts is not None and count > self.max_experts:
+            raise MergeError(f"The recipe has {count} experts; this page merges at most {self.max_experts}.")
         if self.public and recipe.chat_template not in (None, "auto"):
             raise MergeError("On this page a chat template is that of one of the models: 'auto', or none given.")
 
@@ -68,7 +68,7 @@ class Limits:
         """MergeError if a source is a path of this machine, in public mode."""
         if self.public and not all(map(_is_public, source.split("+"))):
             raise MergeError(
-                f"On this page a model is a bundled one, or one of the Hugging Face Hub, as OWNER/NAME. "
+                "On this page a model is a bundled one, or one of the Hugging Face Hub, as OWNER/NAME. "
                 f"{brief(source)} is neither: paths work where you run mergelab yourself."
             )
 
@@ -97,7 +97,9 @@ def variable(name: str) -> str:
 def _is_public(part: str) -> bool:
     """Whether a name can only be a bundled model or one of the Hub: a relative path looks like the latter."""
     name = part.strip()
-    return name in bundled() or bool(_HUB_NAME.fullmatch(name) and not Path(name).exists())
+    if name in bundled():
+        return True
+    return len(name) <= _LONGEST and bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def _flag(given: Mapping[str, str], default: bool) -> bool:

@@ -17,17 +17,18 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page commands repair merging planning report recipes align files errors",
-    "page": "plots lab limits table scores step repair method report recipes assets errors",
+    "page": "plots lab limits table markdown scores step repair method report recipes assets errors",
     "plots": "scores report recipes maths",
     "commands": "lab table scores step recipes",
+    "__init__": "verbs merging planning method report recipes errors",
+    "verbs": "lab scores step recipes model files errors",
     "lab": "limits table scores step repair merging planning report recipes align tasks model files assets errors",
     "limits": "recipes assets errors",
     "table": "errors",
     "scores": "step merging planning method report recipes model files maths errors",
     "step": "",
-    "repair": "merging planning report recipes tasks model files maths assets errors",
-    "__init__": "merging planning method report recipes errors",
-    "merging": "planning method report recipes align model files maths errors",
+    "repair": "markdown merging planning report recipes tasks model files maths assets errors",
+    "merging": "markdown planning method report recipes align model files maths errors",
     "planning": "methods method recipes align files maths errors",
     "methods": "method maths errors",
     "method": "report recipes maths errors",
@@ -40,6 +41,7 @@ ROOMS = {
     "files": "maths assets errors",
     "maths": "",
     "assets": "",
+    "markdown": "",
     "errors": "",
 }
 ONLY_IN = {"gradio": "page", "plotly": "plots", "transformers": "model"}

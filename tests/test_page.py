@@ -269,4 +269,5 @@ def test_machines_use_the_typed_endpoints(url):
     assert [report["task"] for report in told["reports"]] == ["sort", "roman"]
     with pytest.raises(AppError, match="samples"):
         client.predict(recipe=recipe, samples=2, api_name="/repair")
-    assert {"/inspect", "/merge", "/repair"} == set(client.view_api(return_format="dict")["named_endpoints"])
+    verbs = {"/check", "/inspect", "/merge", "/sweep", "/repair", "/generate", "/list_methods"}
+    assert verbs == set(client.view_api(return_format="dict")["named_endpoints"])

@@ -8,6 +8,7 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, Run, comparison_key, own_questions, saved_table
+from mergelab.markdown import plain
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
 from mergelab.page.panel import PlotlyPanel
@@ -168,7 +169,7 @@ def _distance(comparison: Comparison, name: str) -> float:
 
 
 def _about(runs: list[Run]) -> str:
-    return "\n\n".join(f"**{label}**: {described_recipe(run.recipe)}" for label, run in zip("AB", runs))
+    return "\n\n".join(f"**{label}**: {plain(described_recipe(run.recipe))}" for label, run in zip("AB", runs))
 
 
 def _together(one: Recipe, other: Recipe) -> Recipe:

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.lab.lab import Lab, saved_table
+from mergelab.markdown import plain
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
@@ -125,9 +126,9 @@ def _said(board: Board) -> str:
 def _about(board: Board) -> str:
     """The normalised averages, in one sentence."""
     shares = {name: board.normalised(name) for name in board.models if name not in board.experts}
-    known = [f"**{name}** {share:.1%}" for name, share in shares.items() if share is not None]
+    known = [f"**{plain(name)}** {share:.1%}" for name, share in shares.items() if share is not None]
     if not known:
         return "No normalised average: some task is not scored by all, or its expert has nothing right."
-    masters = [f"{task} by {board.master(task)}" for task in board.tasks if board.master(task) != task]
+    masters = [plain(f"{task} by {board.master(task)}") for task in board.tasks if board.master(task) != task]
     by = f" Measured are {', '.join(masters)}." if masters else ""
     return f"Normalised average, 100 % being what each task's own expert reaches: {', '.join(known)}.{by}"
