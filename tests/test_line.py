@@ -184,9 +184,29 @@ def test_a_run_whose_files_are_gone_is_said_to_be_gone(two):
 def test_names_of_visitors_folders_cannot_be_guessed_and_their_number_is_bounded(tmp_path):
     visits = Visits(tmp_path, most=3)
     homes = [visits.home(str(i)) for i in range(5)]
+    visits.sweep()
     assert len(visits) == 3 and [home.is_dir() for home in homes] == [False, False, True, True, True]
     assert all(len(home.name) == 32 for home in homes) and len({*homes}) == 5
     assert visits.home("4") == homes[4] and visits.home("0") != homes[0]
+
+
+def test_who_does_nothing_for_long_and_work_that_began_after_its_visitor_left_are_let_go(tmp_path):
+    now = [0.0]
+    visits = Visits(tmp_path, idle=100, clock=lambda: now[0])
+    first = visits.home("a")
+    visits.leave("a")
+    ghost = visits.home("a")  # a job that had waited until its visitor was gone
+    assert ghost != first and not first.exists()
+    now[0] = 30
+    visits.sweep()
+    assert not ghost.exists() and len(visits) == 0
+    back = visits.home("a")  # whose line was cut, and who goes on
+    now[0] = 120
+    visits.sweep()
+    assert back.is_dir()
+    now[0] = 131
+    visits.sweep()
+    assert not back.exists()
 
 
 DYING = "import os; from mergelab.lab.lab import Lab; lab = Lab(); print(lab.folder, flush=True); {}"

@@ -46,6 +46,7 @@ from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
+IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
 SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
 
 
@@ -93,7 +94,7 @@ class Lab:
             weakref.finalize(self, _removed, self.folder, lock)
         self.device, self.limits = device, limits or Limits()
         self.visitor: Callable[[], str] = str
-        self.visits = Visits(self.folder, gone=self._forget)
+        self.visits = Visits(self.folder, self._forget, idle=IDLE if self.limits.public else None)
         self.analyses: Kept[Report] = Kept(512, weigh=_size_of, heaviest=self.limits.max_kept_mb << 20)
         most = 12 if self.limits.disk is None else 1000
         self.runs: Kept[Run] = Kept(

@@ -4,6 +4,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,14 +12,26 @@ from pathlib import Path
 
 PREFIX, ALIVE = "mergelab-lab-", ".alive"
 MOST = 1000  # visitors that are remembered: those who call without a page never say goodbye
+LATE = 20.0  # seconds in which what one who left had asked for may still begin
 
 
 class Visits:
-    """A folder for each visitor. gone: told the folder of one who left, before it is removed."""
+    """A folder for each visitor. gone: told the folder of one who left, before it is removed.
 
-    def __init__(self, folder: Path, gone: Callable[[Path], None] = lambda folder: None, most: int = MOST):
-        self.folder, self.gone, self.most = folder, gone, most
-        self._homes: OrderedDict[str, Path] = OrderedDict()
+    idle: seconds after which one who does nothing is taken to have left (None: never).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        gone: Callable[[Path], None] = lambda folder: None,
+        most: int = MOST,
+        idle: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.folder, self.gone, self.most, self.idle, self.clock = folder, gone, most, idle, clock
+        self._homes: OrderedDict[str, tuple[Path, float]] = OrderedDict()  # with the time of its last use
+        self._left: dict[str, float] = {}  # when
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -26,21 +39,35 @@ class Visits:
 
     def home(self, visitor: str) -> Path:
         """The folder of a visitor; made when it is first asked for."""
+        self.sweep()
         with self._lock:
-            if visitor not in self._homes:
-                self._homes[visitor] = self.folder / "visits" / secrets.token_hex(16)
-            self._homes.move_to_end(visitor)
-            home = self._homes[visitor]
+            home, _ = self._homes.pop(visitor, (self.folder / "visits" / secrets.token_hex(16), 0))
+            self._homes[visitor] = home, self.clock()
             home.mkdir(parents=True, exist_ok=True)
-            old = list(self._homes)[: -self.most]
-        for visitor in old:
-            self.leave(visitor)
         return home
 
     def leave(self, visitor: str) -> None:
-        """Remove what a visitor has made."""
+        """Remove what a visitor has made. One who comes back, because only the line was cut, begins anew."""
         with self._lock:
-            home = self._homes.pop(visitor, None)
+            self._left[visitor] = self.clock()
+        self._remove(visitor)
+
+    def sweep(self) -> None:
+        """Let go those who are idle, those whose work began only when they had left, and the oldest of too many."""
+        now = self.clock()
+        with self._lock:
+            ghosts = [
+                v for v, (_, used) in self._homes.items() if v in self._left and used < self._left[v] + LATE < now
+            ]
+            idle = [v for v, (_, used) in self._homes.items() if self.idle is not None and used + self.idle < now]
+            oldest = list(self._homes)[: -self.most]
+            self._left = {v: when for v, when in self._left.items() if when + 2 * LATE > now or v in self._homes}
+        for visitor in {*ghosts, *idle, *oldest}:
+            self._remove(visitor)
+
+    def _remove(self, visitor: str) -> None:
+        with self._lock:
+            home, _ = self._homes.pop(visitor, (None, 0))
         if home is not None:
             self.gone(home)
             shutil.rmtree(home, ignore_errors=True)

@@ -18,6 +18,7 @@ from mergelab.lab.line import shared_line
 from mergelab.lab.repair import RepairLab
 from mergelab.method import METHODS
 from mergelab.page.telling import sentence_of
+from mergelab.page.visitors import forget_session
 from mergelab.recipes.recipe import Recipe
 from mergelab.repair.outcome import Trial
 
@@ -121,6 +122,8 @@ def _plainly(verb: Callable) -> Callable:
             return verb(*given, **named)
         except Exception as error:
             raise gr.Error(html.escape(sentence_of(error), quote=False), print_exception=False) from None
+        finally:
+            forget_session()
 
     return plain
 

@@ -17,6 +17,7 @@ def health_route(lab: Lab) -> Route:
 
     async def health(request: Request) -> JSONResponse:
         line = shared_line()
+        lab.visits.sweep()
         return JSONResponse(
             {
                 "status": "ok",

@@ -18,5 +18,15 @@ def watch_visitors(lab: Lab, page: gr.Blocks) -> None:
 
     def left(request: gr.Request) -> None:  # gradio fills it in by its type
         lab.leave(request.session_hash or "")
+        forget_session()
 
     page.unload(left)
+
+
+def forget_session() -> None:
+    """Let go the session of this event: some megabytes, which gradio holds for an hour, and of machines for ever."""
+    blocks, session = LocalContext.blocks.get(None), visitor()
+    if blocks is not None and session:
+        with blocks.state_holder.lock:
+            blocks.state_holder.session_data.pop(session, None)
+            blocks.state_holder.time_last_used.pop(session, None)
