@@ -126,6 +126,11 @@ def resident_mb(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024
 
 
+def memory_of(url: str, process: int) -> tuple[float, float]:
+    """The memory of a page's process, and what analyses and factors take of it, in MB."""
+    return resident_mb(process), httpx.get(f"{url}/healthz").json()["bytes_kept"] / 1e6
+
+
 def visited(url: str, numbers: range, at_once: int) -> dict[str, int]:
     """So many visits, some at once; how they ended, counted. Returns when the server has done all that was asked."""
     ends: dict[str, int] = {}
@@ -145,16 +150,17 @@ def files_in(place: Path) -> int:
     return sum(path.is_file() for path in place.glob("mergelab-lab-*/visits/**/*"))
 
 
-def measured(visitors: int, at_once: int, **environment: str) -> tuple[list[float], dict[str, int], int, dict]:
-    """Memory at the start and after each quarter; how visits ended; files left behind; the page's health at the end."""
-    with page(**environment) as (url, process, place):
+def measured(visitors: int, at_once: int) -> tuple[list[tuple[float, float]], dict[str, int], int, dict]:
+    """Memory, and what of it is kept on purpose, in MB, at the start and after each quarter; how visits ended; files
+    left behind; the page's health at the end."""
+    with page() as (url, process, place):
         visited(url, range(len(VERBS)), 1)  # imports, the bundled models: what every page loads once
-        memory, ends = [resident_mb(process)], {}
+        memory, ends = [memory_of(url, process)], {}
         for quarter in range(4):
             numbers = range(visitors * quarter // 4, visitors * (quarter + 1) // 4)
             for end, count in visited(url, numbers, at_once).items():
                 ends[end] = ends.get(end, 0) + count
-            memory.append(resident_mb(process))
+            memory.append(memory_of(url, process))
         return memory, ends, files_in(place), httpx.get(f"{url}/healthz").json()
 
 
@@ -167,7 +173,8 @@ def main() -> None:
     started = time.monotonic()
     memory, ends, left, health = measured(asked.visitors, asked.at_once)
     print(f"{asked.visitors} visitors, {asked.at_once} at once, {time.monotonic() - started:.0f} s: {ends}")
-    print("memory in MB, at the start and after each quarter:", ", ".join(f"{mb:.0f}" for mb in memory))
+    said = ", ".join(f"{mb:.0f} ({kept:.0f})" for mb, kept in memory)
+    print(f"memory in MB (kept on purpose), at the start and after each quarter: {said}")
     print(f"files left behind: {left}; {health}")
 
 
