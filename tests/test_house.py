@@ -22,10 +22,11 @@ ROOMS = {
     "commands": "lab table scores step recipes",
     "__init__": "verbs merging planning method report recipes errors",
     "verbs": "lab scores step recipes model files errors",
-    "lab": "limits table scores step repair merging planning report recipes align tasks model files assets errors",
+    "lab": "limits table scores step repair merging planning method report recipes align tasks model files assets "
+    "errors",
     "limits": "recipes assets errors",
     "table": "errors",
-    "scores": "step merging planning method report recipes model files maths errors",
+    "scores": "markdown step merging planning method report recipes model files maths errors",
     "step": "",
     "repair": "markdown merging planning report recipes tasks model files maths assets errors",
     "merging": "markdown planning method report recipes align model files maths errors",

@@ -192,9 +192,9 @@ def test_a_second_visitor_hears_who_is_before_them_may_stop_and_goes_on_when_the
     expect(other.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
     page.get_by_role("tab", name="Try prompts").click()
     page.click("#ask")
-    expect(page.locator("#answer-base textarea")).to_have_value(re.compile("1 other before you"))
+    expect(page.locator("#ask-status")).to_contain_text("1 other before you")
     other.close()
-    expect(page.locator("#answer-base textarea")).not_to_have_value(re.compile("before you"))
+    expect(page.locator("#ask-status")).not_to_contain_text("before you")
     expect(page.locator("#answer-expert textarea")).to_have_value("trente-quatre")
     slow[0] = False
 
@@ -295,3 +295,17 @@ def test_machines_use_the_typed_endpoints(url):
         client.predict(recipe=recipe, samples=2, api_name="/repair")
     verbs = {"/check", "/inspect", "/merge", "/sweep", "/repair", "/generate", "/list_methods"}
     assert verbs == set(client.view_api(return_format="dict")["named_endpoints"])
+
+
+def test_emptied_and_unknown_experts_are_told_at_once_and_the_old_pictures_fade(page):
+    page.locator("#experts .remove-all").click()
+    expect(page.locator("#status .bad")).to_contain_text("No expert is chosen")
+    expect(page.locator("#heat .ml-plot")).to_have_css("opacity", "0.35")
+    page.locator("#experts input").fill("numbers/frensh")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status .bad")).to_contain_text("Did you mean 'numbers/french'?")
+    page.locator("#experts .remove-all").click()
+    page.locator("#experts input").fill("numbers/french")
+    page.get_by_role("option", name="numbers/french", exact=True).click()
+    expect(page.locator("#status .good")).to_contain_text("28 matrices of 1 experts analysed")
+    expect(page.locator("#heat .ml-plot")).to_have_css("opacity", "1")

@@ -30,6 +30,7 @@ from mergelab.limits import Limits
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import merge
 from mergelab.merging.store import shared_store
+from mergelab.method import METHODS, method_named
 from mergelab.model import Running, answer, running
 from mergelab.planning.check import Check, check
 from mergelab.planning.plan import Plan, plan
@@ -172,6 +173,11 @@ class Lab:
         run = Run(replace(recipe, settings=work.settings), report, out)
         self.runs.keep(home.name, run)
         return run
+
+    def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
+        """The run of a recipe: one that is kept, else made now."""
+        full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+        return self.run_of(full) or (yield from self.merge(recipe))
 
     def push(self, run: Run, repo: str, token: str) -> str:
         """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
@@ -318,6 +324,12 @@ class Lab:
 
     def _device(self):
         return device_named(self.device)
+
+
+def by_method(recipe: Recipe, method: str) -> Recipe:
+    """The same experts merged by another method, with that method's defaults; their weights stay."""
+    experts = tuple(replace(expert, settings={}) for expert in recipe.experts)
+    return replace(recipe, method=method, experts=experts, settings=METHODS[method].starting())
 
 
 def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:

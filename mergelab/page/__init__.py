@@ -47,7 +47,7 @@ def build(lab: Lab) -> gr.Blocks:
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Scores", id="scores-tab"):
-                    asked = draw_scores_tab(lab, form, merged)
+                    asked = draw_scores_tab(lab, form)
                 with gr.Tab("Sweep", id="sweep-tab"):
                     draw_sweep_tab(lab, form, asked)
                 with gr.Tab("Compare", id="compare-tab"):
@@ -90,4 +90,5 @@ def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(primary_hue="indigo", spacing_size="sm", **fonts)
     readable = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     readable |= {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
-    return theme.set(**readable)
+    button = {f"button_primary_background_fill{state}": "*primary_600" for state in ("", "_dark")}
+    return theme.set(**readable, **button)

@@ -101,7 +101,7 @@ def publish(lab: Lab, repairs: RepairLab) -> None:
         lab.limits.check_tokens(how["tokens"])
 
         def work() -> Generator[Any, None, dict[str, str]]:
-            run: Run = lab.run_of(asked) or (yield from lab.merge(asked))
+            run: Run = yield from lab.merged(asked)
             texts = ["", ""]
             for texts in lab.answers([lab.model_folder(asked.base, asked.base), run.folder], str(prompt), **how):
                 yield texts

@@ -118,10 +118,12 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
             as_json: json,
         }
 
-    def analyse_if_quick(data: dict) -> Iterator[dict]:
+    def analyse_if_quick(data: dict) -> Iterator[Any]:
         sources = [data[form.base], *(data[form.experts] or [])]
         if all(source in bundled() for source in sources):
             yield from analyse(data)
+        else:
+            yield gr.skip()  # gradio empties what a generator says nothing of
 
     def clicked(key: str, event: gr.EventData) -> str:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
@@ -135,7 +137,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
 
     given = form.inputs | {facts, modules}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input, form.then.input, form.overrides.change]
+    changes = [form.method.change, form.experts.change, form.base.change, form.then.change, form.overrides.change]
+    changes.append(form.rest.change)  # a recipe was loaded
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()
