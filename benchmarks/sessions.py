@@ -34,7 +34,8 @@ def page(**environment: str) -> Iterator[tuple[str, int, Path]]:
     with tempfile.TemporaryDirectory(prefix="mergelab-sessions-") as place:
         port = str(free_port())
         env = os.environ | {"PYTHONPATH": str(HOUSE), "MERGELAB_PUBLIC": "1", "GRADIO_SERVER_PORT": port}
-        env |= {"GRADIO_HEARTBEAT_INTERVAL": "1", "TMPDIR": place, "MERGELAB_CACHE": f"{place}/cache"} | environment
+        env |= {"GRADIO_HEARTBEAT_INTERVAL": "1", "TMPDIR": place, "MERGELAB_CACHE": f"{place}/cache"}
+        env |= {"MALLOC_ARENA_MAX": "2"} | environment  # or each of many threads keeps a heap of its own
         with open(Path(place) / "log", "w") as log:
             process = subprocess.Popen([sys.executable, "-c", SERVER], env=env, stdout=log, stderr=log)
         try:

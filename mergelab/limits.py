@@ -32,7 +32,7 @@ class Limits:
 
     public: bool = field(default=False, metadata={"says": "public mode: no local paths, sizes checked before download"})
     max_parameters: int | None = _bound("parameters of one model", 2_000_000_000, kind=int)
-    max_disk_gb: float | None = _bound("gigabytes that a recipe downloads and writes, and that kept merges take", 20)
+    max_disk_gb: float | None = _bound("gigabytes that one recipe, all kept merges, or all downloads take", 20)
     max_experts: int | None = _bound("experts in one recipe", 8, kind=int)
     max_tokens: int | None = _bound("tokens of one answer", 512, kind=int)
     max_minutes: float | None = _bound("minutes of one job, from its turn on; looked at between two tensors", 15)

@@ -158,3 +158,20 @@ def test_in_public_mode_the_hub_is_asked_without_the_login_of_this_machine(trio,
     assert all("has no such model, or it is private" in line for line in said)
     said, _ = on_the_hub(trio, hub, tmp_path, "secret", MERGELAB_PUBLIC="0", HF_TOKEN=TOKEN)
     assert said[:2] == ["merged", "merged"]
+
+
+def test_downloads_of_a_page_for_many_are_bounded_and_those_of_a_person_alone_stay(trio, hub, tmp_path):
+    sizes = [path.stat().st_size for folder in trio for path in folder.iterdir()]
+    room = sum(sizes) + 2 * (trio[0] / "model.safetensors").stat().st_size + 100  # one recipe's, and less than two
+
+    def kept(organisation, public):
+        limit = {"MERGELAB_PUBLIC": public, "MERGELAB_MAX_DISK_GB": str(room / 1e9)}
+        said, _ = on_the_hub(trio, hub, tmp_path, organisation, **limit)
+        assert said[:2] == ["merged", "merged"], said
+        blobs = [path for path in (tmp_path / "cache/hub").glob("models--*/blobs/*") if path.is_file()]
+        return sum(path.stat().st_size for path in blobs), [str(path).split("--")[1] for path in blobs]
+
+    assert kept("one", "1")[0] == sum(sizes)
+    bytes_of_two, owners = kept("two", "1")
+    assert bytes_of_two <= room and owners.count("two") == len(sizes) and owners.count("one") < len(sizes)
+    assert kept("three", "0")[0] == bytes_of_two + sum(sizes) > room

@@ -12,13 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from sessions import Visitor, page, recipe_of, resident_mb, visited  # noqa: E402
 
-FLAT = 40  # MB that a second half of visitors may add: Python's and torch's allocators do not give all back at once
+FLAT = 60  # MB that a second half of visitors may add: allocators do not give all back at once; a session alone has 4
 HEALTH = {"status", "version", "uptime", "running", "waiting", "models", "visitors", "bytes_kept", "bytes_on_disk"}
 
 
 @pytest.fixture(scope="module")
 def served():
-    with page(MERGELAB_MAX_MODELS="2", MERGELAB_MAX_WAITING="4") as (url, process, place):
+    small = {"MERGELAB_MAX_KEPT_MB": "2", "MERGELAB_STORE_MB": "4"}  # so that what is kept on purpose is full at once
+    with page(MERGELAB_MAX_MODELS="2", MERGELAB_MAX_WAITING="4", **small) as (url, process, place):
         yield url, process, place
 
 
@@ -40,11 +41,11 @@ def asked(url, session, verb, data):
 
 def test_many_visitors_leave_no_memory_no_files_and_an_empty_line(served):
     url, process, place = served
-    ends = [visited(url, range(24), 4)]
+    ends = [visited(url, range(start, start + 18), 4) for start in (0, 18)]
     middle = resident_mb(process)
-    ends.append(visited(url, range(24, 48), 4))
+    ends.append(visited(url, range(36, 72), 4))
     assert resident_mb(process) <= middle + FLAT
-    assert all(end == {"complete": 16, "abandoned": 8} for end in ends), ends
+    assert ends == [{"complete": 12, "abandoned": 6}] * 2 + [{"complete": 24, "abandoned": 12}]
     assert not [path for path in place.glob("mergelab-lab-*/visits/**/*") if path.is_file()]
     assert health(url).keys() == HEALTH and health(url)["models"] <= 2 and health(url)["bytes_on_disk"] == 0
 

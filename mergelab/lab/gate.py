@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import entries_of
+from mergelab.files.downloads import make_room
 from mergelab.files.headers import download_size, headers_of
 from mergelab.limits import Limits, sources
 from mergelab.planning.check import check
@@ -27,7 +28,9 @@ def admit(recipe: Recipe, limits: Limits) -> None:
         raise MergeError(found.problems[0])
     for model in found.models:
         _check_parameters(model.source, model.parameters, limits)
-    _check_size("This recipe", 2 * found.estimate.written + sum(map(download_size, strange)), limits)  # 2: and zipped
+    size = sum(map(download_size, strange))
+    _check_size("This recipe", 2 * found.estimate.written + size, limits)  # 2: and zipped
+    _make_room(size, strange, limits)
 
 
 def admit_source(source: str, limits: Limits) -> None:
@@ -35,13 +38,20 @@ def admit_source(source: str, limits: Limits) -> None:
     limits.check_source(source)
     if limits.max_parameters is None and limits.disk is None:
         return
-    for part in source.split("+"):
-        if part not in bundled():
-            with TemporaryDirectory(prefix="mergelab-") as scratch:
-                files = headers_of(part, Path(scratch)).glob("*.safetensors")
-                shapes = [entry.shape for file in files for entry in entries_of(file, part).values()]
-            _check_parameters(part, sum(map(prod, shapes)), limits)
-            _check_size(f"'{part}'", download_size(part), limits)
+    strange = [part for part in source.split("+") if part not in bundled()]
+    for part in strange:
+        with TemporaryDirectory(prefix="mergelab-") as scratch:
+            files = headers_of(part, Path(scratch)).glob("*.safetensors")
+            shapes = [entry.shape for file in files for entry in entries_of(file, part).values()]
+        _check_parameters(part, sum(map(prod, shapes)), limits)
+        _check_size(f"'{part}'", download_size(part), limits)
+    _make_room(sum(map(download_size, strange)), strange, limits)
+
+
+def _make_room(size: float, names: list[str], limits: Limits) -> None:
+    """Of a page that many share the downloads are bounded; those of a person alone are theirs."""
+    if limits.public and limits.disk is not None and names:
+        make_room(size, limits.disk, names)
 
 
 def _check_parameters(source: str, parameters: int, limits: Limits) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PREFIX, ALIVE = "mergelab-lab-", ".alive"
 MOST = 1000  # visitors that are remembered: those who call without a page never say goodbye
-LATE = 20.0  # seconds in which what one who left had asked for may still begin
+LATE = 5.0  # seconds in which what one who left had asked for may still begin
 
 
 class Visits:
