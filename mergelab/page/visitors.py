@@ -1,5 +1,8 @@
 """Who is asking: each open page, and each call of a machine, is a visitor of its own, and takes along what it made."""
 
+from collections import deque
+from collections.abc import Iterable
+
 import gradio as gr
 from gradio.context import LocalContext
 
@@ -15,10 +18,13 @@ def visitor() -> str:
 def watch_visitors(lab: Lab, page: gr.Blocks) -> None:
     """Let the lab know who asks, and who has left; call inside the Blocks."""
     lab.visitor = visitor
+    gone: deque[str] = deque(maxlen=64)
 
     def left(request: gr.Request) -> None:  # gradio fills it in by its type
         lab.leave(request.session_hash or "")
         forget_session()
+        gone.append(request.session_hash or "")
+        forget_answers(page, gone)
 
     page.unload(left)
 
@@ -30,3 +36,13 @@ def forget_session() -> None:
         with blocks.state_holder.lock:
             blocks.state_holder.session_data.pop(session, None)
             blocks.state_holder.time_last_used.pop(session, None)
+
+
+def forget_answers(page: gr.Blocks, gone: Iterable[str]) -> None:
+    """Let go what was answered to those who have gone and nobody has fetched; gradio would hold 2000 such sessions."""
+    queue = page._queue
+    busy = {event.session_hash for event in list(queue.event_ids_to_events.values())}
+    for session in gone:
+        if session not in busy:
+            queue.pending_messages_per_session.pop(session, None)
+            queue.pending_event_ids_session.pop(session, None)
