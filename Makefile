@@ -24,6 +24,7 @@ assets: $(VENV)/test  ## train the bundled experts again (minutes), then make th
 	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --diagnose --json assets/analyses/numbers-star.json >/dev/null
 	$(BIN)/python assets/make_story.py
 	$(BIN)/python assets/make_scores.py
+	$(BIN)/python assets/make_lessons.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

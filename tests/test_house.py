@@ -17,7 +17,8 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page commands repair merging planning report recipes align files errors",
-    "page": "plots lab limits table markdown scores step repair method report recipes assets errors",
+    "page": "lessons plots lab limits table markdown scores step repair method report recipes assets errors",
+    "lessons": "plots scores repair planning method report recipes maths assets",
     "plots": "scores report recipes maths",
     "commands": "lab table scores step recipes",
     "__init__": "verbs merging planning method report recipes errors",

@@ -16,6 +16,7 @@ from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
 from mergelab.page.health import health_route
+from mergelab.page.learn_tab import draw_learn_tab
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
@@ -43,7 +44,7 @@ def build(lab: Lab) -> gr.Blocks:
                 form = draw_form(lab)
             with gr.Column(scale=4, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Spectra", id="spectra"):
-                    draw_spectra_tab(lab, form)
+                    spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Scores", id="scores-tab"):
@@ -56,6 +57,8 @@ def build(lab: Lab) -> gr.Blocks:
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, repair, form, merged, lines)
+                with gr.Tab("Learn", id="learn"):
+                    draw_learn_tab(form, tabs, spectra)
     return page
 
 

@@ -1,6 +1,7 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -41,7 +42,15 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 """
 
 
-def draw_spectra_tab(lab: Lab, form: Form) -> None:
+@dataclass(frozen=True)
+class Spectra:
+    """What other tabs may choose in this one, which analyses by itself whatever recipe they put into the form."""
+
+    facts: gr.Dropdown
+    modules: gr.Dropdown
+
+
+def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
@@ -148,6 +157,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
+
+    return Spectra(facts, modules)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
