@@ -41,11 +41,11 @@ def asked(url, session, verb, data):
 
 def test_many_visitors_leave_no_memory_no_files_and_an_empty_line(served):
     url, process, place = served
-    ends = [visited(url, range(start, start + 18), 4) for start in (0, 18)]
+    ends = [visited(url, range(start, start + 12), 4) for start in (0, 12)]
     middle = resident_mb(process)
-    ends.append(visited(url, range(36, 72), 4))
+    ends.append(visited(url, range(24, 48), 4))
     assert resident_mb(process) <= middle + FLAT
-    assert ends == [{"complete": 12, "abandoned": 6}] * 2 + [{"complete": 24, "abandoned": 12}]
+    assert ends == [{"complete": 8, "abandoned": 4}] * 2 + [{"complete": 16, "abandoned": 8}]
     assert not [path for path in place.glob("mergelab-lab-*/visits/**/*") if path.is_file()]
     assert health(url).keys() == HEALTH and health(url)["models"] <= 2 and health(url)["bytes_on_disk"] == 0
 
