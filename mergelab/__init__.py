@@ -11,12 +11,15 @@ from mergelab.errors import MergeError
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import inspect, merge
 from mergelab.method import METHODS, STEPS, Choice, Knob, Layer, Merged, Switch, merge_method, merge_step
+from mergelab.planning.check import check
 from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
+from mergelab.verbs import generate, result, sweep
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "STEPS", "Choice", "Expert", "Knob", "Layer", "LayerReport", "MergeError", "Merged", "Plan", "Recipe",
-    "Report", "Switch", "device_named", "inspect", "merge", "merge_method", "merge_step", "plan",
+    "Report", "Switch", "check", "device_named", "generate", "inspect", "merge", "merge_method", "merge_step", "plan",
+    "result", "sweep",
 ]  # fmt: skip

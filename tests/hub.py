@@ -53,7 +53,8 @@ class Hub(BaseHTTPRequestHandler):
         files = sorted(path for path in (self.root / model).rglob("*") if path.is_file())
         names = [path.relative_to(self.root / model).as_posix() for path in files]
         tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": oid(f)} for n, f in zip(names, files)]
-        about = {"id": model, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        siblings = [{"rfilename": n, "size": f.stat().st_size, "blobId": oid(f)} for n, f in zip(names, files)]
+        about = {"id": model, "sha": COMMIT, "siblings": siblings}
         return self.say(200, tree if what == "tree" else about)
 
     def refusal(self, model, revision):

@@ -9,7 +9,8 @@ from making import finished
 from safetensors.torch import load_file
 
 from mergelab import Expert, MergeError, Recipe
-from mergelab.lab.lab import START, Kept, Lab, own_tasks, start_analysis, zipped
+from mergelab.lab.kept import Kept
+from mergelab.lab.lab import START, Lab, own_tasks, start_analysis, zipped
 
 PAIR = Recipe("numbers/base", (Expert("numbers/french"), Expert("numbers/german-lora")), "star", {"eta": 50.0})
 

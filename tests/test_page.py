@@ -175,6 +175,30 @@ def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     assert not list(lab.folder.rglob("*.partial*"))
 
 
+def test_a_second_visitor_hears_who_is_before_them_may_stop_and_goes_on_when_the_first_closes(
+    page, browser, url, monkeypatch
+):
+    monkeypatch.setenv("GRADIO_HEARTBEAT_INTERVAL", "1")
+    read, slow = Plan.layer, [True]
+    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.3 * slow[0]) or read(*given))
+    other = browser.new_page(viewport={"width": 1440, "height": 900})
+    opened(other, url)
+    other.click("#merge")
+    expect(other.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
+    page.click("#merge")
+    expect(page.locator("#status")).to_contain_text("1 other before you")
+    page.click("#stop")
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    expect(other.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
+    page.get_by_role("tab", name="Try prompts").click()
+    page.click("#ask")
+    expect(page.locator("#ask-status")).to_contain_text("1 other before you")
+    other.close()
+    expect(page.locator("#ask-status")).not_to_contain_text("before you")
+    expect(page.locator("#answer-expert textarea")).to_have_value("trente-quatre")
+    slow[0] = False
+
+
 def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
     choose(page, "#method", "DRM-H · spectral")
     expect(page.get_by_role("slider", name="drop").first).to_be_visible()
@@ -269,7 +293,8 @@ def test_machines_use_the_typed_endpoints(url):
     assert [report["task"] for report in told["reports"]] == ["sort", "roman"]
     with pytest.raises(AppError, match="samples"):
         client.predict(recipe=recipe, samples=2, api_name="/repair")
-    assert {"/inspect", "/merge", "/repair"} == set(client.view_api(return_format="dict")["named_endpoints"])
+    verbs = {"/check", "/inspect", "/merge", "/sweep", "/repair", "/generate", "/list_methods"}
+    assert verbs == set(client.view_api(return_format="dict")["named_endpoints"])
 
 
 def test_emptied_and_unknown_experts_are_told_at_once_and_the_old_pictures_fade(page):

@@ -6,13 +6,16 @@ no room on disk): it can be checked, not merged. Of a model that is here already
 
 import re
 import struct
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mergelab.errors import MergeError
-from mergelab.files.sources import COMPANIONS, folder_here, from_hub, on_the_hub
+from mergelab.files.sources import COMPANIONS, FETCHED, folder_here, from_hub, on_the_hub
 
 _FIRST = 100_000  # bytes of a file that are asked for first: most headers are shorter
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
+_PAPERS = 200_000_000  # bytes of all that stands beside a model's weights: tokenizers take some tens of megabytes
 
 
 def headers_of(source: str, into: Path) -> Path:
@@ -26,7 +29,10 @@ def headers_of(source: str, into: Path) -> Path:
 def _fetched(source: str, name: str, revision: str | None, into: Path) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    info = HfApi().model_info(name, revision=revision)
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    papers = _bytes_of(info, ("README.md", *COMPANIONS))
+    if papers > _PAPERS:
+        raise MergeError(f"What stands beside the weights of '{source}' has {papers} bytes, too many to be fetched.")
     small = snapshot_download(name, revision=info.sha, allow_patterns=["README.md", *COMPANIONS], ignore_patterns="*/*")
     files = [
         s.rfilename for s in info.siblings or () if s.rfilename.endswith(".safetensors") and "/" not in s.rfilename
@@ -43,6 +49,25 @@ def _fetched(source: str, name: str, revision: str | None, into: Path) -> Path:
                 stub.write(header)
                 stub.truncate(size)
     return folder
+
+
+def download_size(source: str) -> int:
+    """The bytes that would come from the Hub if a source were opened; 0 if it is here. MergeError if nobody has it."""
+    if folder_here(source):
+        return 0
+
+    def asked(name: str, revision: str | None) -> int:
+        from huggingface_hub import HfApi
+
+        return _bytes_of(HfApi().model_info(name, revision=revision, files_metadata=True), FETCHED)
+
+    return from_hub(source, asked)
+
+
+def _bytes_of(info: Any, patterns: tuple[str, ...]) -> int:
+    """The bytes of the files at the top of a model that fit a pattern."""
+    files = (s for s in info.siblings or () if "/" not in s.rfilename)
+    return sum(s.size or 0 for s in files if any(fnmatch(s.rfilename, pattern) for pattern in patterns))
 
 
 def _header(url: str, what: str) -> tuple[bytes, int]:

@@ -7,12 +7,15 @@ import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError, did_you_mean
 
+Found = TypeVar("Found")
 # What stands beside the weights, and goes with them into a merged model.
 COMPANIONS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "LICENSE*")
+FETCHED = ("*.safetensors", "README.md", *COMPANIONS)  # of a model on the Hub; nothing in its folders
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -44,6 +47,13 @@ def folder_here(source: str) -> Path | None:
     return None
 
 
+def ask_as_anybody() -> None:
+    """From now on the Hub is asked without this machine's own login, so that nobody sees what it may see."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+
+
 def _is_here(source: str) -> bool:
     """Whether a source is a folder on this machine, or a bundled model."""
     try:
@@ -65,7 +75,7 @@ def on_the_hub(name: str, file: str, revision: str) -> str:
     return hf_hub_url(name, file, revision=revision)
 
 
-def from_hub(source: str, fetch: Callable[[str, str | None], Path]) -> Path:
+def from_hub(source: str, fetch: Callable[[str, str | None], Found]) -> Found:
     """What `fetch` makes of a source's name and revision; its failures as MergeErrors that say what to do."""
     from huggingface_hub.errors import HTTPError  # of the client that this version of the Hub uses
 
@@ -82,8 +92,7 @@ def from_hub(source: str, fetch: Callable[[str, str | None], Path]) -> Path:
 def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and most runs need no Hub
 
-    wanted = ["*.safetensors", "README.md", *COMPANIONS]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
+    return Path(snapshot_download(name, revision=revision, allow_patterns=[*FETCHED], ignore_patterns="*/*"))
 
 
 def _what_failed(error: Exception, revision: str) -> str:

@@ -5,31 +5,37 @@ Long verbs are generators: they yield as they go, return their result, and closi
 
 import csv
 import hashlib
+import secrets
 import shutil
 import tempfile
-import threading
 import weakref
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mergelab.assets import ASSETS, bundled
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
-from mergelab.files.sources import folder_of
+from mergelab.files.sources import ask_as_anybody, folder_of
+from mergelab.lab import lent
+from mergelab.lab.gate import admit, admit_source
+from mergelab.lab.kept import Kept
+from mergelab.lab.visits import Visits, own_folder
+from mergelab.limits import Limits
 from mergelab.merging.devices import device_named
-from mergelab.merging.merge import inspect, merge
-from mergelab.method import METHODS
+from mergelab.merging.merge import merge
+from mergelab.merging.store import shared_store
+from mergelab.method import METHODS, method_named
 from mergelab.model import Running, answer, running
 from mergelab.planning.check import Check, check
-from mergelab.planning.plan import plan
+from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Expert, Recipe
-from mergelab.report import LayerReport, Report
+from mergelab.report import Report
 from mergelab.scores.compare import Comparison, compared
 from mergelab.scores.questions import Questions
 from mergelab.scores.scoreboard import Board, scoreboard
@@ -40,8 +46,8 @@ from mergelab.step import Step
 from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
-Made = TypeVar("Made")
 START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
+IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
 SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
 
 
@@ -59,6 +65,11 @@ class Run:
         digests = list(self.report.sha256.values())
         return digests[0] if len(digests) == 1 else "+".join(digest[:8] for digest in digests)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its weights are still there."""
+        return all((self.folder / file).is_file() for file in self.report.sha256)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -71,63 +82,91 @@ class Score:
     prompts: int
 
 
-class Kept(OrderedDict[str, Made]):
-    """The last few things that were made, by key; the one unused for longest goes first."""
-
-    def __init__(self, most: int, gone: Callable[[Made], None] = lambda thing: None):
-        super().__init__()
-        self.most, self.gone, self.lock = most, gone, threading.RLock()
-
-    def get_or_make(self, key: str, make: Callable[[], Made]) -> Made:
-        with self.lock:
-            if key not in self:
-                self.keep(key, make())
-            self.move_to_end(key)
-            return self[key]
-
-    def keep(self, key: str, thing: Made) -> None:
-        with self.lock:
-            self[key] = thing
-            while len(self) > self.most:
-                self.gone(self.popitem(last=False)[1])
-
-
 class Lab:
-    """One process's laboratory. runs: the folder for what is merged; by default a temporary one."""
+    """One process's laboratory. runs: the folder for what is made; by default a temporary one.
 
-    def __init__(self, runs: Path | None = None, device: str = "auto"):
-        self.folder = runs or Path(tempfile.mkdtemp(prefix="mergelab-"))
+    visitor: says who is asking just now ('' for a person alone). What a visitor makes is theirs alone, and lies in a
+    folder of their own; analyses, models and scores are kept for everyone. limits: what one may ask for.
+    """
+
+    def __init__(self, runs: Path | None = None, device: str = "auto", limits: Limits | None = None):
+        self.folder, lock = (runs, None) if runs else own_folder()
         if runs is None:
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.device = device
-        self.analyses: Kept[Report] = Kept(16)
-        self.runs: Kept[Run] = Kept(12, gone=lambda run: shutil.rmtree(run.folder.parent, ignore_errors=True))
-        self._models: Kept[Running] = Kept(4)
-        self._scores: dict[tuple[str, str], float] = {}
+            weakref.finalize(self, _removed, self.folder, lock)
+        self.device, self.limits = device, limits or Limits()
+        self.visitor: Callable[[], str] = str
+        self.visits = Visits(self.folder, self._forget, idle=IDLE if self.limits.public else None)
+        self.analyses: Kept[Report] = Kept(512, weigh=_size_of, heaviest=self.limits.max_kept_mb << 20)
+        most = 12 if self.limits.disk is None else 1000
+        self.runs: Kept[Run] = Kept(
+            most, lambda run: _remove_parent(run.folder), lambda run: 2 * _bytes_in(run.folder), self.limits.disk
+        )
+        self._models: Kept[Running] = Kept(self.limits.max_models)
+        self._scores: Kept[float] = Kept(4096)
         self._task_scores: Kept[TaskScore] = Kept(512)
         self.comparisons: Kept[Comparison] = Kept(8)
+        self._written = self.folder / secrets.token_hex(16)
+        self._adapters: Kept[Path] = Kept(64, _remove_parent, _bytes_in, self.limits.disk)
+
+    @property
+    def home(self) -> Path:
+        """The folder of whoever is asking."""
+        return self.visits.home(visitor) if (visitor := self.visitor()) else self.folder
+
+    def opens_to_others(self) -> None:
+        """In public mode visitors see of the Hub what anybody sees, and not what this machine's own login may."""
+        if self.limits.public:
+            ask_as_anybody()
+
+    @property
+    def models_loaded(self) -> int:
+        """How many models are kept in memory."""
+        return len(self._models)
+
+    @property
+    def bytes_kept(self) -> int:
+        """The bytes of memory that analyses and factors take."""
+        return int(self.analyses.weight) + shared_store().held_bytes
+
+    def leave(self, visitor: str) -> None:
+        """A visitor has gone: what they made goes, too."""
+        self.visits.leave(visitor)
+
+    def _forget(self, home: Path) -> None:
+        for key, run in list(self.runs.items()):
+            if run.folder.is_relative_to(home):
+                self.runs.drop(key)
 
     def check(self, recipe: Recipe) -> Check:
-        """What can be said of a recipe without reading weights; never a MergeError."""
+        """What can be said of a recipe without reading weights; MergeError only for what is not let in."""
+        self.limits.check(recipe)
         return check(recipe)
+
+    def opened(self, recipe: Recipe) -> Plan:
+        """The plan of a recipe that is let in; MergeError if it is not, or cannot be merged."""
+        admit(recipe, self.limits)
+        return plan(recipe)
 
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
         """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""
-        work = plan(recipe)
+        work = self.opened(recipe)
         full = replace(recipe, settings=work.settings)
-        if full.hash not in self.analyses:
-            self.analyses.keep(
-                full.hash, (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names)))
-            )
-        return self.analyses[full.hash]
+        if full.hash in self.analyses:
+            return self.analyses[full.hash]
+        report = yield from lent.analysed(work, self.device)
+        self.analyses.keep(full.hash, report)
+        return report
 
-    def merge(self, recipe: Recipe) -> Generator[Step, None, Run]:
-        """Merge into a folder of its own. Returns the Run; kept under its weights' hash."""
-        work = plan(recipe)
-        home = Path(tempfile.mkdtemp(prefix=f"{recipe.hash}-", dir=self.folder))
+    def merge(self, recipe: Recipe, ours: bool = False) -> Generator[Step, None, Run]:
+        """Merge into a folder of its own. Returns the Run; kept under the name of that folder.
+
+        ours: a recipe of our own making, let in before; it may name folders of ours.
+        """
+        work = plan(recipe) if ours else self.opened(recipe)
+        home = Path(tempfile.mkdtemp(prefix=f"{recipe.hash}-", dir=self.home))
         try:
             out = home / f"{recipe.method}-{len(recipe.experts)}-experts"
-            report = yield from _counted(merge(work, out, self._device()), len(work.names))
+            report = yield from lent.merged(work, out, self.device)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
             raise
@@ -137,38 +176,63 @@ class Lab:
 
     def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """The run of a recipe: one that is kept, else made now."""
-        full = replace(recipe, settings=METHODS[recipe.method].checked(recipe.settings))
-        same = [run for run in self.runs.values() if run.recipe == full]
-        return same[-1] if same else (yield from self.merge(recipe))
+        full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+        return self.run_of(full) or (yield from self.merge(recipe))
 
     def push(self, run: Run, repo: str, token: str) -> str:
         """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
         return push(run.folder, repo, token=token)
 
     def run_named(self, key: str) -> Run:
-        """The run kept under a key (its folder's parent); MergeError if it has been dropped since."""
-        if key not in self.runs:
-            raise MergeError("That merge is not kept any more. Press Merge again.")
-        return self.runs[key]
+        """The run kept under a key (its folder's parent); MergeError if it is another's, or has been dropped since."""
+        if key in self._own_runs():
+            return self.runs[key]
+        raise MergeError("That merge is not kept any more. Press Merge again.")
+
+    def run_of(self, recipe: Recipe) -> Run | None:
+        """The newest kept run of the visitor's own that a recipe made."""
+        runs = self._own_runs()
+        known = [run for key, run in runs.items() if run.recipe == recipe or key.startswith(f"{recipe.hash}-")]
+        return known[-1] if known else None
+
+    def _own_runs(self) -> dict[str, Run]:
+        """The kept runs of whoever asks whose weights are still there."""
+        home = self.home
+        own = {key: run for key, run in list(self.runs.items()) if run.folder.is_relative_to(home)}
+        return {
+            key: run for key, run in own.items() if all((run.folder / file).is_file() for file in run.report.sha256)
+        }
 
     def answers(self, folders: list[Path], prompt: str, **how) -> Iterator[list[str]]:
         """The answers of several models to one prompt, one model after another: all texts so far, at each new piece."""
+        self.limits.check_tokens(how.get("tokens", 0))
         texts = [""] * len(folders)
         for i, folder in enumerate(folders):
-            for texts[i] in answer(self._running(folder), prompt, **how):
+            for texts[i] in self._answer(folder, prompt, **how):
                 yield list(texts)
+
+    def _answer(self, folder: Path, prompt: str, **how) -> Iterator[str]:
+        if lent.IS_LENT:
+            yield from lent.answered(folder, prompt, **how)
+            return
+        with self.using(folder) as model:
+            yield from answer(model, prompt, **how)
 
     def model_folder(self, source: str, base: str) -> Path:
         """The folder of a source as a model of its own; an adapter is first written out in full."""
+        admit_source(source, self.limits)
         folder = folder_of(source) if "+" not in source or Path(source).is_dir() else None
         if folder is not None and (folder / "config.json").is_file():
             return folder
         alone = Recipe(base, (Expert(source),), "linear")
-        out = self.folder / "adapters" / alone.hash / alone.names[0]
-        if not out.is_dir():
-            for _ in merge(plan(alone), out, self._device()):
+
+        def written() -> Path:
+            out = self._written / alone.hash / alone.names[0]
+            for _ in merge(self.opened(alone), out, self._device()):
                 pass
-        return out
+            return out
+
+        return self._adapters.get_or_make(alone.hash, written)
 
     def scores(self, run: Run) -> Iterator[Score]:
         """Exact match of a run on the held-out prompts of its bundled experts' tasks; nothing for other experts."""
@@ -189,7 +253,7 @@ class Lab:
             return (yield from scored(run, own_questions(spot) if asked is None else asked))
 
         wanted = own_questions(recipe) if asked is None else asked
-        return (yield from sweep(plan(recipe), knob, values, scorer if wanted else None, self._device()))
+        return (yield from sweep(self.opened(recipe), knob, values, scorer if wanted else None, self._device()))
 
     def scoreboard(
         self,
@@ -203,6 +267,7 @@ class Lab:
         asked: None for the tasks of the bundled experts, where each expert has to pass its own alone, unless
         `everyone` is to do all. A Step's `made` is the Board so far.
         """
+        admit(recipe, self.limits)
         questions = own_questions(recipe) if asked is None else list(asked)
         if not questions:
             raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
@@ -244,11 +309,15 @@ class Lab:
         return self.comparisons[key]
 
     def _score(self, folder: Path, task: Task) -> float:
-        key = str(folder), task.name
-        if key not in self._scores:
-            run = self._running(folder)
-            self._scores[key] = float(exact_match(run.model, run.tokenizer, task.test).float().mean())
-        return self._scores[key]
+        def scored() -> float:
+            with self.using(folder) as run:
+                return float(exact_match(run.model, run.tokenizer, task.test).float().mean())
+
+        return self._scores.get_or_make(f"{folder} {task.name}", scored)
+
+    def using(self, folder: Path) -> AbstractContextManager[Running]:
+        """The model in a folder, loaded; it stays loaded as long as it is in use."""
+        return self._models.using(str(folder), lambda: running(folder))
 
     def _running(self, folder: Path) -> Running:
         return self._models.get_or_make(str(folder), lambda: running(folder))
@@ -291,18 +360,22 @@ def zipped(folder: Path) -> Path:
     return path
 
 
-def _counted(job: Generator[LayerReport, None, Report], total: int) -> Generator[Step, None, Report]:
-    """The job with its LayerReports as Steps."""
-    done = 0
-    try:
-        while True:
-            layer = next(job)
-            done += 1
-            yield Step(done, total, layer.name)
-    except StopIteration as end:
-        return end.value
-    finally:
-        job.close()
+def _remove_parent(folder: Path) -> None:
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _removed(folder: Path, lock: Any) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _size_of(report: Report) -> int:
+    """About the bytes that a report takes in memory: a number in a list is a pointer and an object."""
+    return 32 * len(report.to_json()) // 10
 
 
 def start_analysis(lab: Lab) -> Report:
@@ -315,7 +388,7 @@ def start_analysis(lab: Lab) -> Report:
 def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table as a CSV file to download; its path."""
     text = csv_text(headers, rows)
-    path = lab.folder / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
+    path = lab.home / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
     return str(path)
@@ -323,7 +396,7 @@ def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequ
 
 def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:
     """An analysis as files to download: its table as CSV, all of it as JSON."""
-    folder = lab.folder / "analyses" / Recipe.from_dict(report.recipe).hash
+    folder = lab.home / "analyses" / Recipe.from_dict(report.recipe).hash
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "mergelab-analysis.csv", folder / "mergelab-analysis.json"
     with open(paths[0], "w", newline="", encoding="utf-8") as file:

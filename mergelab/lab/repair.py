@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from mergelab.align import Alignment, alignment, compared, selftest
 from mergelab.align.calibration import bundled_batches
 from mergelab.assets import bundled
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.lab.lab import Kept, Lab, Run, Step, zipped
+from mergelab.lab.gate import admit
+from mergelab.lab.kept import Kept
+from mergelab.lab.lab import Lab, Run, Step, zipped
 from mergelab.merging.merge import merge
 from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
@@ -81,11 +83,15 @@ class RepairLab:
 
     def tell(self, trial: Trial, align: str = "none") -> Generator[Step | Outcome, None, Told]:
         """Merge plainly, align, merge again, look, repair, score. Yields Steps, and the Outcome after each task."""
+        admit(trial.recipe, self.lab.limits)
         if align not in ALIGN:
             raise MergeError(f"There is no alignment '{align}'. Known are: {', '.join(ALIGN)}.")
+        for name in trial.tasks:
+            if name not in trial.recipe.names:
+                raise MergeError(f"There is no expert '{name}'. {did_you_mean(name, trial.recipe.names)}")
         if trial.target == "mean":  # the data of all tasks goes into one pass
             trial = replace(trial, samples=min(trial.samples, max(FEWEST, MOST // len(trial.recipe.experts))))
-        home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.folder))
+        home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.home))
         try:
             told = yield from self._told(trial, align, home)
         except BaseException:
@@ -110,7 +116,7 @@ class RepairLab:
             folders, matching = yield from self._aligned(trial, align, first, own, home, steps)
             recipe = _aligned_recipe(trial, matching.kind if matching.kind in ALIGN else align, folders)
         yield steps("merge")
-        run = yield from _named(self.lab.merge(recipe), steps)
+        run = yield from _named(self.lab.merge(recipe, ours=True), steps)
         subjects = [one if a == b else replace(one, expert=running(b)) for one, a, b in zip(first, own, folders)]
         stages.append(stage_of(running(run.folder), subjects, trial))
         outcome = looked_at(trial, align, matching, stages)
@@ -150,6 +156,8 @@ class RepairLab:
         """Task by task: the plain merge, the one to repair, and the controls."""
         trial, now, outcome = told.trial, stages[-1], told.outcome
         for i, one in enumerate(now.subjects):
+            if trial.tasks and one.name not in trial.tasks:
+                continue
             yield steps(f"repairing for {one.name}")
             goals, batches = now.goals[i]
             patch, report = repaired(now.model.model, one, goals, batches, now.where, trial)
@@ -214,8 +222,8 @@ class RepairLab:
 
     def repaired_answer(self, run: Run, patch: Patch, prompt: str, **how: Any) -> Iterator[str]:
         """The answer of a kept merge that wears a patch, as it grows."""
-        model = self.lab._running(run.folder)
-        with applied(model.model, patch):
+        self.lab.limits.check_tokens(how.get("tokens", 0))
+        with self.lab.using(run.folder) as model, applied(model.model, patch):
             yield from answer(model, prompt, **how)
 
     def repaired_score(self, run: Run, source: str) -> float:
@@ -230,9 +238,10 @@ class RepairLab:
         return story() if not key else self._kept(key).outcome
 
     def _kept(self, key: str) -> Told:
-        if key not in self.told or not self.told[key].run.folder.is_dir():
+        told = self.told.get(key)
+        if told is None or not told.run.folder.is_relative_to(self.lab.home) or not told.run.folder.is_dir():
             raise MergeError("That run is not kept any more. Press Run again.")
-        return self.told[key]
+        return told
 
     # To take home --------------------------------------------------------------------------------------------
 
@@ -240,7 +249,7 @@ class RepairLab:
         """One zip per task with the repair in its weights; or one with the merge and a small file per task."""
         if not key:
             raise MergeError("What you see is an example that was made in advance. Press Run, then take yours home.")
-        told, home = self._kept(key), Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.folder))
+        told, home = self._kept(key), Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.home))
         merged, reports = running(told.run.folder), {report.task: report for report in told.outcome.reports}
         if sidecar:
             place = home / f"{told.run.folder.name}-sidecars"
@@ -262,7 +271,7 @@ class RepairLab:
 
     def saved(self, outcome: Outcome) -> list[Path]:
         """An outcome as files: all of it as JSON, its scores and its sites as CSV."""
-        folder = Path(tempfile.mkdtemp(prefix="outcome-", dir=self.lab.folder))
+        folder = Path(tempfile.mkdtemp(prefix="outcome-", dir=self.lab.home))
         paths = [folder / f"mergelab-repair{name}" for name in (".json", "-scores.csv", "-sites.csv")]
         paths[0].write_text(outcome.to_json(indent=1), encoding="utf-8")
         for path, (headers, rows) in zip(paths[1:], (outcome.score_table(), outcome.table())):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from mergelab.markdown import code, fenced, plain
 from mergelab.method import MergeMethod, step_named
 from mergelab.planning.provenance import front_matter
 from mergelab.recipes.recipe import Recipe
@@ -24,9 +25,9 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
     front |= {"license": _licence(folders[0])} if _licence(folders[0]) else {}
     front |= {"license": "other"} if len({*licences.values()}) > 1 else {}
     steps = "".join(f" After it {_cited(step)}" for step in map(step_named, recipe.then))
-    experts = "\n".join(f"- `{_shown(e.source)}`, weight {shown(e.weight)}" for e in recipe.experts)
-    left_out = "\n".join(f"- `{name}`: {why}" for name, why in report.skipped.items()) or "Nothing."
-    remarks = "".join(f"- {note}\n" for note in (*report.notes, *_licence_note(licences)))
+    experts = "\n".join(f"- {code(_shown(e.source))}, weight {plain(shown(e.weight))}" for e in recipe.experts)
+    left_out = "\n".join(f"- {code(name)}: {plain(why)}" for name, why in report.skipped.items()) or "Nothing."
+    remarks = "".join(f"- {plain(note)}\n" for note in (*report.notes, *_licence_note(licences)))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
@@ -34,14 +35,13 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
 
 Made with mergelab. Method: {_cited(method)}{steps}
 
-Base: `{_shown(recipe.base)}`. Experts:
+Base: {code(_shown(recipe.base))}. Experts:
 
 {experts}
 
 ## Recipe
 
-```yaml
-{recipe.to_yaml()}```
+{fenced(recipe.to_yaml(), "yaml")}
 
 The revisions and hashes of all inputs are in report.json, with the versions of the libraries: the same recipe on the
 same inputs gives the same bytes again.

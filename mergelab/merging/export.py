@@ -18,6 +18,7 @@ from mergelab.errors import MergeError
 from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
+from mergelab.markdown import code, plain
 from mergelab.maths.spectral import factors
 from mergelab.merging.output import new_folder
 from mergelab.planning.fit import fit, fitted
@@ -134,14 +135,14 @@ def _write_papers(folder: Path, report: LoraReport, stores_in_out: bool) -> None
 
 
 def _card(report: LoraReport) -> str:
-    left = "\n".join(f"- `{name}`: {why}" for name, why in report.left_out.items()) or "Nothing."
+    left = "\n".join(f"- {code(name)}: {plain(why)}" for name, why in report.left_out.items()) or "Nothing."
     return f"""---
 base_model: {json.dumps(report.base)}
 library_name: peft
 tags: [lora, mergelab]
 ---
 
-# `{Path(report.model).name}` as a LoRA adapter of rank {report.rank}
+# {code(Path(report.model).name)} as a LoRA adapter of rank {report.rank}
 
 Made with mergelab from the difference of two models. The largest relative error of a matrix's change is
 {report.worst:.2g}; report.json has them all.

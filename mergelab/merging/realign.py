@@ -18,6 +18,7 @@ from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import INDEX, SINGLE, Checkpoint
 from mergelab.files.shards import ShardWriter
 from mergelab.files.sources import folder_of
+from mergelab.markdown import plain
 from mergelab.merging.output import companions, new_folder
 from mergelab.model import built, outputs, probe
 
@@ -101,7 +102,7 @@ def _difference(before: Checkpoint, after: Checkpoint) -> float | None:
 
 def _card(facts: dict[str, Any]) -> str:
     before, after = facts["distance before"], facts["distance after"]
-    expert, reference = (Path(facts[key]).name for key in ("expert", "reference"))
+    expert, reference = (plain(Path(facts[key]).name) for key in ("expert", "reference"))
     said = f", max |Δ outputs| {facts['difference']:.1e} on random inputs" if facts["difference"] is not None else ""
     return f"""---
 library_name: transformers

@@ -53,6 +53,11 @@ class Store:
         self._held_bytes, self._lock = 0, threading.Lock()
         self._disk_bytes: int | None = None  # not looked yet
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of what is kept in memory."""
+        return self._held_bytes
+
     def factors(self, delta: Delta, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
         """The factors of a delta, at least those wanted, and whether they were kept from before.
 

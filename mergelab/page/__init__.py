@@ -11,9 +11,11 @@ import gradio as gr
 from mergelab.assets import ASSETS
 from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab
+from mergelab.limits import Limits
 from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
+from mergelab.page.health import health_route
 from mergelab.page.learn_tab import draw_learn_tab
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
@@ -22,6 +24,7 @@ from mergelab.page.repair_tab import draw_repair_tab
 from mergelab.page.scores_tab import draw_scores_tab
 from mergelab.page.spectra_tab import draw_spectra_tab
 from mergelab.page.sweep_tab import draw_sweep_tab
+from mergelab.page.visitors import watch_visitors
 
 TITLE = "mergelab"
 LINE = "Pick experts fine-tuned from one base, see what a merge keeps of each, make it, and ask it something."
@@ -31,8 +34,10 @@ def build(lab: Lab) -> gr.Blocks:
     """The whole page over one lab."""
     gr.set_static_paths(SERVED)
     repair = RepairLab(lab)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
+    stale = (600, 3600) if lab.limits.public else None  # uploads of visitors; those of a person alone go at the end
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=stale) as page:
         endpoints.publish(lab, repair)  # first: an endpoint's name is its own
+        watch_visitors(lab, page)
         gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
         with gr.Row(elem_id="bench"):
             with gr.Column(scale=1, min_width=300, elem_id="side"):
@@ -60,7 +65,11 @@ def build(lab: Lab) -> gr.Blocks:
 def launch(lab: Lab | None = None, **options):
     """Build the page and serve it; options go to gradio's launch()."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    page = build(lab or Lab())
+    limits = Limits.read()
+    lab = lab or Lab(limits=limits)
+    lab.opens_to_others()
+    os.environ["GRADIO_TEMP_DIR"] = str(lab.folder)  # what it serves lies there already, and is not copied
+    page = build(lab)
     settings = {
         "theme": _theme(),
         "css_paths": [PAGE_CSS],
@@ -70,10 +79,12 @@ def launch(lab: Lab | None = None, **options):
         "footer_links": ["api"],
         "show_error": False,
         "max_file_size": "20mb",
+        "max_threads": 64,  # those who wait in line take one each
+        "app_kwargs": {"routes": [health_route(lab)]},
         "state_session_capacity": 500,
         "favicon_path": str(ASSETS / "icon.svg"),
     }
-    return page.queue(default_concurrency_limit=4, max_size=64).launch(**settings | options)
+    return page.queue(default_concurrency_limit=4, max_size=256).launch(**settings | options)
 
 
 def _theme() -> gr.themes.Base:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions, saved_table
+from mergelab.markdown import plain
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
@@ -103,7 +104,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         """The run that a side names: of this visit while it is kept, else made anew."""
         past: Past | None = next((entry for entry in data[visit] if entry.label == label), None)
         if past and past.key in lab.runs:
-            return lab.runs[past.key]
+            return lab.run_named(past.key)
         recipe = Recipe.from_yaml(past.recipe) if past else form.recipe(data)
         recipe = by_method(recipe, "linear") if label == PLAIN else recipe
         return (yield from lab.merged(recipe))
@@ -147,7 +148,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
     pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
     questioned = gr.on(
-        [ask.click, prompt.submit], told(ask_both), [prompt, keys], answers, trigger_mode="once", **HEAVY
+        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **HEAVY
     )
     verb.governs([pressed, questioned])
     history.noted.then(listed, [visit, ours, other], [ours, other], **LIGHT)
@@ -163,7 +164,7 @@ def _distance(comparison: Comparison, name: str) -> float:
 
 
 def _about(runs: list[Run]) -> str:
-    return "\n\n".join(f"**{label}**: {described_recipe(run.recipe)}" for label, run in zip("AB", runs))
+    return "\n\n".join(f"**{label}**: {plain(described_recipe(run.recipe))}" for label, run in zip("AB", runs))
 
 
 def _together(one: Recipe, other: Recipe) -> Recipe:

@@ -135,18 +135,19 @@ def draw_form(lab: Lab) -> Form:
     """Draw the column, and wire what stays inside it."""
     start, form = Recipe.read(START), Form()
     names = list(bundled())
+    typed = "a Hub id" if lab.limits.public else "a folder, a Hub id"
     form.base = gr.Dropdown(
         [name for name in names if name.endswith("/base")],
         value=start.base,
         label="Base model",
-        info="A bundled name, a folder, or a Hub id.",
+        info="A bundled name or a Hub id." if lab.limits.public else "A bundled name, a folder, or a Hub id.",
         allow_custom_value=True,
     )
     form.experts = gr.Dropdown(
         _fine_tuned_from(start.base),
         value=[expert.source for expert in start.experts],
         label="Experts",
-        info="Fine-tuned from the base. Type a folder, a Hub id, or model+adapter, and press Enter.",
+        info=f"Fine-tuned from the base. Type {typed}, or model+adapter, and press Enter.",
         multiselect=True,
         allow_custom_value=True,
         elem_id="experts",

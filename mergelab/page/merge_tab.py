@@ -7,6 +7,7 @@ import gradio as gr
 
 from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks, zipped
 from mergelab.lab.repair import RepairLab
+from mergelab.markdown import code, plain
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.history import History, draw_history, settings_in_words
@@ -100,14 +101,14 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
 
 
 def described(run: Run) -> str:
-    """A run in one line: method, settings, experts."""
+    """A run in one line of Markdown: method, settings, experts."""
     title = METHODS[run.recipe.method].title
-    return f"{title} ({settings_in_words(run.recipe)}) of {', '.join(run.recipe.names)}"
+    return f"{title} ({plain(settings_in_words(run.recipe))}) of {plain(', '.join(run.recipe.names))}"
 
 
 def _about(run: Run) -> str:
     report = run.report
-    skipped = "".join(f"\n- not merged: `{name}`: {why}" for name, why in report.skipped.items())
+    skipped = "".join(f"\n- not merged: {code(name)}: {plain(why)}" for name, why in report.skipped.items())
     equal = sum(bool(layer.equal_to_base) for layer in report.layers)
     same = f" In {equal} tensors some expert equals the base." if equal else ""
     return (

@@ -66,7 +66,8 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         )
     which = gr.Markdown(NOT_YET, elem_id="which")
     with gr.Accordion("More settings", open=False):
-        tokens = gr.Slider(1, 512, value=48, step=1, label="Longest answer, in tokens")
+        longest = min(512, lab.limits.max_tokens or 512)
+        tokens = gr.Slider(1, longest, value=min(48, longest), step=1, label="Longest answer, in tokens")
         heat = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token.")
         seed = gr.Number(0, label="Seed", precision=0, info="The same for all models.")
 

@@ -1,5 +1,6 @@
 """What the Repair tab says: what to look for in each picture, and what a run shows, with its own numbers."""
 
+from mergelab.markdown import plain
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome
 from mergelab.repair.stories import STORIES
@@ -70,8 +71,8 @@ def verdict(outcome: Outcome) -> str:
         before, after = report.ratios
         told.append(f"variance ratio {before:.2f} → {after:.2f}")
         held = [f"{count} channels {what}" for what, count in _counts(report).items() if count]
-        lines.append(f"- **{report.task}**: {', '.join([*told, *held])}. {_exactness(report)}")
-    lines += [f"- {note}" for note in dict.fromkeys(note for report in outcome.reports for note in report.notes)]
+        lines.append(f"- **{plain(report.task)}**: {', '.join([*told, *held])}. {_exactness(report)}")
+    lines += [f"- {plain(note)}" for note in dict.fromkeys(note for report in outcome.reports for note in report.notes)]
     lines += [_honest(outcome), _tested(outcome)]
     return "\n".join(line for line in lines if line)
 
@@ -83,18 +84,18 @@ def _counts(report: RepairReport) -> dict[str, int]:
 def _exactness(report: RepairReport) -> str:
     if report.difference is None:
         return ""
-    left = f" Without a place in the weights: {', '.join(report.unfolded)}." if report.unfolded else ""
+    left = f" Without a place in the weights: {plain(', '.join(report.unfolded))}." if report.unfolded else ""
     return f"Written into its weights, its outputs differ by at most {report.difference:.1g}.{left}"
 
 
 def _honest(outcome: Outcome) -> str:
     told, base = [], outcome.trial["recipe"]["base_model"]
     for kind, sentence in (
-        ("base, repaired", f"{base} alone with the same repair for the other task"),
+        ("base, repaired", f"{plain(base)} alone with the same repair for the other task"),
         (f"{plots.PLAIN}, repaired", "repair without alignment"),
         ("without the expert, repaired", "the merge without the task's expert, repaired"),
     ):
-        shares = [f"{r.scores[kind]:.0%} ({r.task})" for r in outcome.reports if kind in r.scores]
+        shares = [f"{r.scores[kind]:.0%} ({plain(r.task)})" for r in outcome.reports if kind in r.scores]
         told += [f"{sentence} {', '.join(shares)}"] if shares else []
     return f"- **To be fair**: a repair carries knowledge of the task by itself: {'; '.join(told)}." if told else ""
 

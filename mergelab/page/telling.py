@@ -14,16 +14,20 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Step
+from mergelab.lab.line import Waiting, shared_line
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LIGHT: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # queued: gradio shows no error of an event that is not
-HEAVY: dict[str, Any] = PRIVATE | {"concurrency_limit": 1, "concurrency_id": "heavy"}
+HEAVY: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # they wait in a line of our own, which says its length
 
 _log = logging.getLogger("mergelab")
 
 
-def told(handler: Callable) -> Callable:
-    """A handler whose MergeErrors pop up as they are, and whose bugs as a number to look up in the log."""
+def told(handler: Callable, place: Any = None) -> Callable:
+    """A handler whose MergeErrors pop up as they are, and whose bugs as a number to look up in the log.
+
+    place: a text box in which a heavy generator says how many are before it.
+    """
 
     @functools.wraps(handler)
     def plain(*given: Any) -> Any:
@@ -33,7 +37,11 @@ def told(handler: Callable) -> Callable:
     @functools.wraps(handler)
     def generator(*given: Any) -> Iterator[Any]:
         with _popping_up():
-            yield from handler(*given)
+            if place is None:
+                yield from handler(*given)
+                return
+            for news in shared_line().in_turn(lambda: handler(*given)):
+                yield {place: news.sentence} if isinstance(news, Waiting) else news
 
     return generator if inspect.isgeneratorfunction(handler) else plain
 
@@ -41,7 +49,7 @@ def told(handler: Callable) -> Callable:
 def job(status: gr.HTML, verb: str) -> Callable:
     """Makes a handler of a generator of Steps and updates: steps become the status line, errors its last word.
 
-    The generator yields Steps as it goes, and dicts of updates for other widgets.
+    The generator yields Steps as it goes, and dicts of updates for other widgets. It begins when its turn has come.
     """
 
     def over(handler: Callable[..., Iterator[Step | dict]]) -> Callable:
@@ -49,14 +57,16 @@ def job(status: gr.HTML, verb: str) -> Callable:
         def safe(*given: Any) -> Iterator[dict]:
             said = 0.0
             try:
-                for news in handler(*given):
+                for news in shared_line().in_turn(lambda: handler(*given)):
                     if isinstance(news, dict):
                         yield news
+                    elif isinstance(news, Waiting):
+                        yield {status: waiting(news)}
                     elif time.monotonic() - said > 0.1:  # a page needs no more than ten a second
                         yield {status: running(verb, news)}
                         said = time.monotonic()
             except Exception as error:
-                yield {status: saying(_sentence(error), "bad")}
+                yield {status: saying(sentence_of(error), "bad")}
 
         return safe
 
@@ -80,15 +90,21 @@ def running(verb: str, step: Step) -> str:
     return f'<div class="ml-status ml-running" role="status"><span>{sentence}</span>{bar}</div>'
 
 
+def waiting(news: Waiting) -> str:
+    """The status line of a job whose turn has not come."""
+    return f'<div class="ml-status ml-running" role="status"><span>{html.escape(news.sentence)}</span></div>'
+
+
 @contextmanager
 def _popping_up() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise gr.Error(html.escape(_sentence(error)), print_exception=False) from None
+        raise gr.Error(html.escape(sentence_of(error)), print_exception=False) from None
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
+    """What a person is told of an error; a bug goes to the log, and its number to them."""
     if isinstance(error, MergeError):
         return str(error)
     number = uuid.uuid4().hex[:8]

@@ -186,7 +186,7 @@ def looked_at(trial: Trial, align: str, matching: Matching, stages: list[Stage])
     """What can be said of the experts before any repair: how they agree, and what an average of them keeps."""
     found = [agreement(stage.subjects, stage.where) for stage in stages]
     matching = replace(matching, before=found[0][1], after=found[-1][1] if align != "none" else ())
-    asked = {key: value for key, value in asdict(trial).items() if key not in ("recipe", "lines")}
+    asked = {key: value for key, value in asdict(trial).items() if key not in ("recipe", "lines", "tasks")}
     asked |= {"recipe": trial.recipe.to_dict(), "align": align, "lines": len(trial.lines)}
     notes = coordinate_notes(stages[-1]) if align == "none" else ()
     return Outcome(asked, theory=theory_of(found[-1][0], len(trial.recipe.experts)), matching=matching, notes=notes)

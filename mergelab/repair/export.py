@@ -1,5 +1,6 @@
 """Writes repaired models: ordinary folders that know nothing of repair, or one file per task beside a body."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS, INDEX, Checkpoint
+from mergelab.markdown import code, plain
 from mergelab.merging.output import companions, sha256_of
 from mergelab.model import Running, takes_biases, with_biases
 from mergelab.repair.fold import Folded, fold
@@ -82,8 +84,9 @@ def write_body(place: Path, source: Path) -> None:
 
 def write_sidecar(place: Path, patch: Patch, report: RepairReport) -> RepairReport:
     """Write one task's repair beside its body: `repair-<task>.safetensors` for `Patch.load`, and its report."""
-    patch.save(place / f"repair-{patch.task}.safetensors")
-    (place / f"repair-{patch.task}.json").write_text(report.to_json(), encoding="utf-8")
+    name = re.sub(r"[/\\]+", "-", patch.task)  # it may be all of a source
+    patch.save(place / f"repair-{name}.safetensors")
+    (place / f"repair-{name}.json").write_text(report.to_json(), encoding="utf-8")
     return report
 
 
@@ -101,11 +104,11 @@ def _card(source: Path, patch: Patch, report: RepairReport) -> str:
     front = {"library_name": "transformers", "tags": ["merge", "mergelab", "repair", name.lower()]}
     before, after = report.ratios
     scores = "\n".join(f"- {who}: {score:.1%}" for who, score in report.scores.items()) or "Not measured."
-    sites = "\n".join(f"- `{site}`" for site in patch.sites)
+    sites = "\n".join(f"- {code(site)}" for site in patch.sites)
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {source.name}, repaired for {patch.task}
+# {plain(source.name)}, repaired for {plain(patch.task)}
 
 Made with mergelab. {name}: channel by channel, a merged model's activations are given {whose},
 in the order of the forward pass; then scale and shift are folded into the weights. The result is an ordinary model.

@@ -23,7 +23,8 @@ class Trial:
     """What to try. recipe: what to merge, and whether its experts are aligned first; the rest: how to repair it.
 
     samples: calibration samples a task. own_heads: a classifier keeps each expert's own last layer. without: score also
-    the merge without the task's expert. lines: the user's own samples, in place of the bundled ones.
+    the merge without the task's expert. lines: the user's own samples, in place of the bundled ones. tasks: the experts
+    to repair for, by name; none named: all.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Trial:
     own_heads: bool = True
     without: bool = False
     lines: tuple[Sample, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @property
     def how(self) -> How:

@@ -1,5 +1,6 @@
 """What a scoreboard shows, in a few sentences with its own numbers, and how sure that is."""
 
+from mergelab.markdown import plain
 from mergelab.scores.scoreboard import Board
 from mergelab.scores.scoring import mean_score, wins
 
@@ -13,7 +14,10 @@ def _winners(board: Board) -> str:
     best = {task: board.winner(task) for task in board.tasks}
     if not all(best.values()):
         return ""
-    by_task = [f"{task} **{name}** {_number(board.scores[name, task].value, board)}" for task, name in best.items()]
+    by_task = [
+        f"{plain(task)} **{plain(name)}** {_number(board.scores[name, task].value, board)}"
+        for task, name in best.items()
+    ]
     return f"Best by task: {', '.join(by_task)}."
 
 
@@ -24,7 +28,7 @@ def _lead(board: Board) -> str:
         return ""
     first, second = ranked[:2]
     more, fewer, luck = wins(board.of(first), board.of(second))
-    said = [f"**{name}** {_number(mean_score(board.of(name)).value, board)}" for name in (first, second)]
+    said = [f"**{plain(name)}** {_number(mean_score(board.of(name)).value, board)}" for name in (first, second)]
     doubt = "this may be luck" if luck > 0.05 else "hardly luck"
     return (
         f"Over all tasks {said[0]} leads, before {said[1]}: prompt by prompt it wins {more} and loses {fewer} "
@@ -35,10 +39,10 @@ def _lead(board: Board) -> str:
 def _shares(board: Board) -> str:
     """The normalised averages, in one sentence."""
     shares = {name: board.normalised(name) for name in board.models if name not in board.experts}
-    known = [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
+    known = [f"{plain(name)} {share:.1%}" for name, share in shares.items() if share is not None]
     if not known:
         return "No normalised average: some task is not scored by all, or its expert has nothing right."
-    masters = [f"{task} by {board.master(task)}" for task in board.tasks if board.master(task) != task]
+    masters = [plain(f"{task} by {board.master(task)}") for task in board.tasks if board.master(task) != task]
     by = f" Measured are {', '.join(masters)}." if masters else ""
     return f"Normalised average, 100 % being what each task's own expert reaches: {', '.join(known)}.{by}"
 
