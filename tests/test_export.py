@@ -65,8 +65,9 @@ def test_on_the_command_line_after_a_merge_and_of_any_model(thin, tmp_path, caps
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_rank_that_no_matrix_has_is_cut_and_the_command_says_so(thin, tmp_path, capsys):
-    base, full = thin
+def test_a_rank_that_no_matrix_has_is_cut_and_the_command_says_so(tmp_path, capsys):
+    base = write_model(tmp_path / "base", tiny())
+    full = write_model(tmp_path / "full", shifted(tiny(), 1))
     words = ["export", str(full), str(tmp_path / "out"), "--rank", "100000", "--base", str(base)]
     assert main(words) == 0
     said = capsys.readouterr().out
