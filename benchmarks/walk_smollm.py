@@ -8,7 +8,7 @@ program, a folder that it made is one of the experts, and a recipe that mergelab
 """
 
 import argparse
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -22,14 +22,22 @@ SKILLS = ("french", "german")
 METHODS = {"star": {"eta": 40}, "ties": {"density": 0.4}, "drm_h": {"drop": 0.5}, "tsv_m": {}}
 PROMPTS = ("french: 347 =", "german: 347 =", "The capital of France is")
 
+# Starts a program and waits for it: a child's peak memory counts what its parent held, so the parent must be small.
+WAITER = """
+import json, os, sys
+_, status, used = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ), 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_maxrss / 1024]))
+"""
+
 
 def ran(command: list) -> tuple[int, float, float, str]:
     """Exit status, seconds, MB at the peak and last line of a command."""
     started = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = [line.strip() for line in process.stdout if line.strip()]
-    _, status, used = os.wait4(process.pid, 0)
-    return os.waitstatus_to_exitcode(status), time.monotonic() - started, used.ru_maxrss / 1024, (said or [""])[-1]
+    small = [sys.executable, "-c", WAITER, *map(str, command)]
+    done = subprocess.run(small, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    *said, used = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    status, memory = json.loads(used)
+    return status, time.monotonic() - started, memory, (said or [""])[-1]
 
 
 def recipe(path: Path, method: str, base: Path, experts: list, **settings) -> Path:
@@ -96,7 +104,8 @@ def main() -> None:
         onto = recipe(out / "onto.yaml", "star", base, [lora, out / "theirs"], eta=40)
         walk("mergekit's own merge", [asked.mergekit, theirs, out / "theirs", "--quiet"])
         verb("merge with its folder", "merge", onto, out / "onto")
-        walk("mergekit runs our recipe", [asked.mergekit, out / "ties/recipe.yaml", out / "again", "--quiet"])
+        again = ["--lora-merge-cache", out / "laid-on", "--quiet"]
+        walk("mergekit runs our recipe", [asked.mergekit, out / "ties/recipe.yaml", out / "again", *again])
     print("\n| model | " + " | ".join(PROMPTS) + " |\n|---|" + "---|" * len(PROMPTS))
     for name in ("full", *METHODS, "repaired/french", *(["onto", "again"] if asked.mergekit else [])):
         if (out / name / "config.json").is_file():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from making import noise
 
-from mergelab.maths import signs, spectral
+from mergelab.maths import signs, spectral, subspace
 from mergelab.maths.selection import kth_largest, kth_largest_of_each
 from mergelab.maths.spectral import LowRank
 
@@ -203,3 +203,19 @@ def test_conflicts_are_counted_where_anyone_moves():
     stack = torch.tensor([[1.0, 0.0, -1.0, 0.0], [-1.0, 2.0, -1.0, 0.0]])
     assert signs.conflict_share(stack) == pytest.approx(1 / 3)
     assert signs.conflict_share(torch.zeros(2, 3)) == 0
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_polar_factor_is_found_though_lapacks_decomposition_does_not_converge(monkeypatch, failing):
+    vectors = torch.cat([noise(40, 12), noise(40, 12)[:, :3] + 0.1 * noise(40, 3, seed=1)], 1)
+    wanted, plain, calls = subspace.orthogonal(vectors), torch.linalg.svd, []
+
+    def svd(matrix, **how):
+        calls.append(matrix)
+        if len(calls) <= failing:
+            raise torch.linalg.LinAlgError("did not converge")
+        return plain(matrix, **how)
+
+    monkeypatch.setattr(torch.linalg, "svd", svd)
+    assert torch.allclose(subspace.orthogonal(vectors), wanted, atol=1e-9)
+    assert len(calls) == 2

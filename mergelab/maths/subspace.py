@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError
 
 from mergelab.maths.spectral import Delta, Factors, LowRank, dense, factors, joint_factors
 
@@ -70,9 +71,26 @@ def orthogonal(vectors: Tensor) -> Tensor:
     Where the vectors are not independent, only what they span is kept: T equal columns become T columns of length
     1/√T, and not an arbitrary completion.
     """
-    p, s, qt = torch.linalg.svd(vectors, full_matrices=False)
+    p, s, qt = _thin_svd(vectors)
     rank = int((s > FLOOR * s[:1]).sum())
     return p[:, :rank] @ qt[:rank]
+
+
+def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P, S and Qᵀ of a tall matrix. LAPACK's own does not converge for some harmless ones; most of their transposes do,
+    and what is left is found by the eigenvalues of MᵀM, whose directions below 10⁻⁸ of σ₁ are noise (FLOOR is higher).
+    """
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except LinAlgError:
+        pass
+    try:
+        q, s, pt = torch.linalg.svd(matrix.T, full_matrices=False)
+        return pt.T, s, q.T
+    except LinAlgError:
+        squares, q = torch.linalg.eigh(matrix.T @ matrix)
+        s, q = squares.clamp(min=0).sqrt().flip(0), q.flip(1)
+        return matrix @ q / s.clamp(min=1e-30), s, q.T
 
 
 def total(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
