@@ -92,8 +92,8 @@ window.mergelab = (() => {
     panel.narrow = panel.host.offsetWidth < 600
     const coarse = matchMedia('(pointer: coarse)').matches
     await Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
-      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
-      toImageButtonOptions: {filename: `mergelab-${panel.key}`, scale: 2}})
+      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage']})
+    if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {
       panel.bound = true
@@ -112,6 +112,7 @@ window.mergelab = (() => {
     host.setAttribute('role', 'img')
     const panel = {host, key, trigger, figure: null, height: host.style.height}
     panels.add(panel)
+    mergelab.offerNumbers(panel)
     watch('value', () => draw(panel, props.value))
     draw(panel, props.value)
     new ResizeObserver(() => {

@@ -20,7 +20,7 @@ ROOMS = {
     "page": "plots lab table scores step repair method report recipes assets errors",
     "plots": "scores report recipes maths",
     "commands": "lab table scores step recipes",
-    "lab": "table scores step repair merging planning report recipes align tasks model files assets errors",
+    "lab": "table scores step repair merging planning method report recipes align tasks model files assets errors",
     "table": "errors",
     "scores": "step merging planning method report recipes model files maths errors",
     "step": "",

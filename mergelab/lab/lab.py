@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergelab.assets import ASSETS, bundled
+from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import folder_of
+from mergelab.lab.gallery import ANALYSES, FIRST, RECIPES, shipped_analysis
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import inspect, merge
 from mergelab.model import Running, answer, running
@@ -40,8 +41,8 @@ from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 Made = TypeVar("Made")
-START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
-SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
+START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
+SHIPPED = ANALYSES / f"{FIRST}.json"  # and its analysis, made in advance
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,17 @@ class Lab:
         return check(recipe)
 
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
-        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""
+        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash.
+
+        That of an example is there already.
+        """
         work = plan(recipe)
         full = replace(recipe, settings=work.settings)
         if full.hash not in self.analyses:
+            report = shipped_analysis(full)
             self.analyses.keep(
-                full.hash, (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names)))
+                full.hash,
+                report or (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names))),
             )
         return self.analyses[full.hash]
 

@@ -14,6 +14,8 @@ from mergelab.lab.repair import RepairLab
 from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
+from mergelab.page.light import LIGHTER
+from mergelab.page.link import draw_link
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
@@ -38,7 +40,7 @@ def build(lab: Lab) -> gr.Blocks:
                 form = draw_form(lab)
             with gr.Column(scale=4, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Spectra", id="spectra"):
-                    draw_spectra_tab(lab, form)
+                    spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Scores", id="scores-tab"):
@@ -51,6 +53,7 @@ def build(lab: Lab) -> gr.Blocks:
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, repair, form, merged, lines)
+        draw_link(lab, form, tabs, spectra, {})
     return page
 
 
@@ -69,6 +72,7 @@ def launch(lab: Lab | None = None, **options):
         "max_file_size": "20mb",
         "state_session_capacity": 500,
         "favicon_path": str(ASSETS / "icon.svg"),
+        "app_kwargs": LIGHTER,
     }
     return page.queue(default_concurrency_limit=4, max_size=64).launch(**settings | options)
 

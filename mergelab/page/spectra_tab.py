@@ -1,6 +1,7 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -41,7 +42,17 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 """
 
 
-def draw_spectra_tab(lab: Lab, form: Form) -> None:
+@dataclass(frozen=True)
+class Spectra:
+    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis."""
+
+    facts: gr.Dropdown
+    modules: gr.Dropdown
+    outputs: list
+    pictures: Callable[[Report, str, str], dict[Any, Any]]
+
+
+def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
@@ -102,12 +113,15 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     @job(form.status, "Analysing")
     def analyse(data: dict) -> Iterator[Step | dict]:
         report = yield from lab.analyse(form.recipe(data))
-        fact = data[facts] if data[facts] in report.facts else report.facts[0]
-        module = plots.layer_named(report, data[modules]).name if report.decomposed else None
-        csv, json = (str(path) for path in saved_analysis(lab, report))
         said = f"{len(report.decomposed)} matrices of {len(report.experts)} experts analysed in {report.seconds:.1f} s."
-        yield {
-            form.status: saying(" ".join([said, *report.notes]), "good"),
+        words = {form.status: saying(" ".join([said, *report.notes]), "good")}
+        yield words | pictures(report, data[facts], data[modules])
+
+    def pictures(report: Report, fact: str, module: str | None) -> dict[Any, Any]:
+        fact = fact if fact in report.facts else report.facts[0]
+        module = plots.layer_named(report, module or "").name if report.decomposed else None
+        csv, json = (str(path) for path in saved_analysis(lab, report))
+        return {
             shown: Recipe.from_dict(report.recipe).hash,
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
@@ -145,6 +159,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> None:
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
+    return Spectra(facts, modules, outputs, pictures)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
