@@ -18,8 +18,8 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 ROOMS = {
     "__main__": "page commands repair merging planning report recipes align files errors",
     "page": "plots lab table scores step repair method report recipes assets errors",
-    "plots": "scores report recipes maths",
-    "commands": "lab table scores step recipes",
+    "commands": "plots lab table scores step report recipes",
+    "plots": "scores report recipes maths assets",
     "lab": "table scores step repair merging planning method report recipes align tasks model files assets errors",
     "table": "errors",
     "scores": "step merging planning method report recipes model files maths errors",

@@ -25,6 +25,7 @@ from mergelab.files.sources import folder_of
 from mergelab.lab.gallery import ANALYSES, FIRST, RECIPES, shipped_analysis
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import inspect, merge
+from mergelab.method import method_named
 from mergelab.model import Running, answer, running
 from mergelab.planning.check import Check, check
 from mergelab.planning.plan import plan
@@ -116,8 +117,7 @@ class Lab:
 
         That of an example is there already.
         """
-        work = plan(recipe)
-        full = replace(recipe, settings=work.settings)
+        work, full = plan(recipe), self.with_all_settings(recipe)
         if full.hash not in self.analyses:
             report = shipped_analysis(full)
             self.analyses.keep(
@@ -125,6 +125,10 @@ class Lab:
                 report or (yield from _counted(inspect(work, self._device(), diagnose=True), len(work.names))),
             )
         return self.analyses[full.hash]
+
+    def with_all_settings(self, recipe: Recipe) -> Recipe:
+        """The recipe as its analysis is kept: with the settings that it leaves at their defaults."""
+        return replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
 
     def merge(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """Merge into a folder of its own. Returns the Run; kept under its weights' hash."""
@@ -175,6 +179,21 @@ class Lab:
         for expert, task in own_tasks(run.recipe):
             own = self.model_folder(expert.source, run.recipe.base)
             yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
+
+    def noted(self, run: Run, scores: Sequence[Score], repaired: Sequence[float] = ()) -> Run:
+        """The run with its scores in its report, also those of its repair for each task; kept as it is then."""
+        found = {s.task: {"base": s.base, "expert": s.expert, "merged": s.merged} for s in scores}
+        found |= {s.task: found[s.task] | {"repaired": value} for s, value in zip(scores, repaired)}
+        run = replace(run, report=replace(run.report, scores=found))
+        self.runs.keep(run.folder.parent.name, run)
+        return run
+
+    def whole_report(self, run: Run) -> Generator[Step, None, Report]:
+        """All that is known of a run in one report: its analysis with the spectra, its hashes, its scores."""
+        analysis, own = (yield from self.analyse(run.recipe)), run.report
+        same = ("sha256", "inputs", "skipped", "alignment", "seconds", "peak_memory_mb", "device", "versions", "scores")
+        notes = tuple(dict.fromkeys((*own.notes, *analysis.notes)))
+        return replace(analysis, notes=notes, **{name: getattr(own, name) for name in same})
 
     def sweep(
         self, recipe: Recipe, knob: str, values: Sequence[float], asked: Sequence[Questions] | None = None

@@ -35,14 +35,13 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
     words = gr.Textbox(visible="hidden", elem_id="link-words")
 
     def opened(recipe: Recipe, query: Mapping[str, str]) -> Iterator[Step | dict]:
-        """What shows a recipe; its analysis too, if all that it names is bundled."""
-        tab = query.get("tab")
-        yield form.filled(recipe) | ({tabs: gr.Tabs(selected=tab)} if tab in known else {})
-        if all(source in bundled() for source in (recipe.base, *(expert.source for expert in recipe.experts))):
+        """What shows a recipe, in one go; its analysis too, if all that it names is bundled."""
+        shown = {widget: query[name] for name, widget in others.items() if name in query}
+        shown |= {tabs: gr.Tabs(selected=query["tab"])} if query.get("tab") in known else {}
+        if _is_bundled(recipe):
             report = yield from lab.analyse(recipe)
-            yield spectra.pictures(report, query.get("fact", ""), query.get("module", ""))
-        if wanted := {widget: query[name] for name, widget in others.items() if name in query}:
-            yield wanted
+            shown |= spectra.pictures(report, query.get("fact", ""), query.get("module", ""))
+        yield shown | form.filled(recipe)
 
     @job(form.status, "Opening the link")
     def restored(text: str) -> Iterator[Step | dict]:
@@ -52,9 +51,9 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
             return
         recipe = recipe_of(query)
         yield from opened(recipe, query)
-        strange = any(expert.source not in bundled() for expert in recipe.experts) or recipe.base not in bundled()
         ask = "This link's recipe names models that are not bundled. Look at it, then press Analyse."
-        yield {form.status: saying(ask if strange else "The link's recipe is open: change it, or press Merge.")}
+        said = "The link's recipe is open: change it, or press Merge." if _is_bundled(recipe) else ask
+        yield {form.status: saying(said)}
 
     @job(form.status, "Opening the example")
     def started(name: str) -> Iterator[Step | dict]:
@@ -87,6 +86,10 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
         word = "" if tab.id == known[0] else tab.id
         tab.select(None, None, None, js=f"() => mergelab.address({{tab: {json.dumps(word)}}})")
     form.link.click(None, None, None, js=f"() => mergelab.copyLink({json.dumps(_home())})")
+
+
+def _is_bundled(recipe: Recipe) -> bool:
+    return {recipe.base, *(expert.source for expert in recipe.experts)} <= bundled().keys()
 
 
 def _query(text: str) -> dict[str, str]:

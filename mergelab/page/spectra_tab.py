@@ -113,7 +113,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     @job(form.status, "Analysing")
     def analyse(data: dict) -> Iterator[Step | dict]:
         report = yield from lab.analyse(form.recipe(data))
-        said = f"{len(report.decomposed)} matrices of {len(report.experts)} experts analysed in {report.seconds:.1f} s."
+        count = f"{len(report.decomposed)} matrices of {len(report.experts)} experts"
+        said = f"{count} analysed in {report.seconds:.1f} s." if report.seconds else f"{count}, analysed in advance."
         words = {form.status: saying(" ".join([said, *report.notes]), "good")}
         yield words | pictures(report, data[facts], data[modules])
 
@@ -134,8 +135,15 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 
     def analyse_if_quick(data: dict) -> Iterator[dict]:
         sources = [data[form.base], *(data[form.experts] or [])]
-        if all(source in bundled() for source in sources):
+        if all(source in bundled() for source in sources) and not is_shown(data):
             yield from analyse(data)
+
+    def is_shown(data: dict) -> bool:
+        """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
+        try:
+            return lab.with_all_settings(form.recipe(data)).hash == data[shown]
+        except MergeError:
+            return False
 
     def clicked(key: str, event: gr.EventData) -> str:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
@@ -147,7 +155,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
     facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
 
-    given = form.inputs | {facts, modules}
+    given = form.inputs | {facts, modules, shown}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
     changes = [form.method.input, form.experts.input, form.base.input, form.then.input, form.overrides.change]
     changes += [

@@ -190,7 +190,7 @@ def score_bars(rows: Sequence[tuple]) -> Figure:
         "xaxis": {"automargin": True, "fixedrange": True},
         "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
         "legend": {"orientation": "h", "y": 1.14, "x": 0},
-        "meta": {"alt": "; ".join(_told(*row) for row in rows)},
+        "meta": {"alt": "; ".join(_told(*row) for row in rows), "across": "task"},
     }
     return {"data": traces, "layout": layout}
 
