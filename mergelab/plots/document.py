@@ -47,8 +47,8 @@ def _pictures(report: Report, eta: float | None) -> list[str]:
         if (joint := joint_space(report, name))["data"]:
             figures.append((f"{short_name(name)} joint".replace(" ", "-"), joint))
     slider = '<label class="eta">η <input type="range" min="1" max="100"> <output></output> %</label>' if eta else ""
-    live = f'{slider}<p id="readout" class="ml-readout"></p>'
-    return [live, *heats, _section("Spectra", about, figures)]
+    live = [f'{slider}<p id="readout" class="ml-readout"></p>'] if eta else []
+    return [*live, *heats, _section("Spectra", about, figures)]
 
 
 def _one_of_each_kind(names: Sequence[str]) -> list[str]:
@@ -89,8 +89,10 @@ def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> s
 
 
 def _figure(key: str, figure: Figure) -> str:
-    safe = json.dumps(figure, ensure_ascii=False).replace("<", "\\u003c")
-    module = figure["layout"].get("uirevision")
+    layout = figure["layout"]
+    silent = {key: value for key, value in layout["meta"].items() if key != "says"}  # a section says it here
+    safe = json.dumps(figure | {"layout": layout | {"meta": silent}}, ensure_ascii=False).replace("<", "\\u003c")
+    module = layout.get("uirevision")
     caption = f"<figcaption>{_text(module)}</figcaption>" if module else ""
     data = f'<script type="application/json">{safe}</script>'
     return f'<figure data-key="{_text(key)}">{caption}<div class="ml-plot" style="height:300px"></div>{data}</figure>'
