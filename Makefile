@@ -23,6 +23,8 @@ assets: $(VENV)/test  ## train the bundled experts again (minutes), then make th
 	$(BIN)/python assets/train/train_digits.py
 	$(BIN)/python assets/make_analyses.py
 	$(BIN)/python assets/make_story.py
+	$(BIN)/python assets/make_scores.py
+	$(BIN)/python assets/make_lessons.py
 
 vendor:  ## fetch the light bundle of plotly.js: make vendor VERSION=4.1.1
 	cd assets/vendor && npm pack --silent plotly.js-cartesian-dist-min@$(VERSION) \

@@ -19,13 +19,16 @@ window.mergelab = (() => {
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
-    panel.host.style.height = narrow && pair ? `${layout.meta.tall || 620}px` : panel.height
+    panel.host.style.height = narrow && (pair || layout.meta && layout.meta.tall) ? `${layout.meta.tall || 620}px` : panel.height
     if (!narrow || layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
-    return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: -90}},
-      data: data.map(trace => trace.type === 'heatmap' ? {...trace, texttemplate: '', showscale: false} : {...trace, textangle: 0})}
+    const texts = layout.meta && layout.meta.texts  // a table: its texts are the point
+    return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
+      legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
+      data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
+        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}} : {texttemplate: ''})})}
   }
 
   function ranksOf(figure) {  // the table as (rows, 101) numbers, decoded once per figure
@@ -109,7 +112,7 @@ window.mergelab = (() => {
     const host = element.querySelector('.ml-plot')
     if (!host || host.dataset.mounted) return
     host.dataset.mounted = 'yes'
-    host.setAttribute('role', 'img')
+    host.setAttribute('role', 'figure') // not img: it holds buttons
     const panel = {host, key, trigger, figure: null, height: host.style.height}
     panels.add(panel)
     mergelab.offerNumbers(panel)

@@ -157,6 +157,12 @@ class Setting:
     knob: Knob | Switch | Choice
 
     @property
+    def start(self) -> Any:
+        """Where the page puts it: the knob's own start, else the recipe's default."""
+        start = self.knob.start if isinstance(self.knob, Knob) else None
+        return self.default if start is None else start
+
+    @property
     def each(self) -> bool:
         """Whether experts may have values of their own."""
         return isinstance(self.knob, Knob) and self.knob.each
@@ -208,6 +214,10 @@ class MergeMethod:
     def doc(self) -> str:
         """The function's docstring: summary, equations, where it differs from the authors' code."""
         return getdoc(self.function) or ""
+
+    def starting(self) -> dict[str, Any]:
+        """All settings as the page first shows them."""
+        return {setting.name: setting.start for setting in self.settings}
 
     def checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings with their values; MergeError for an unknown one or one out of range."""

@@ -17,7 +17,8 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page commands repair merging planning report recipes align files errors",
-    "page": "plots lab table scores step repair method report recipes assets errors",
+    "page": "lessons plots lab table scores step repair method report recipes assets errors",
+    "lessons": "plots scores repair planning method report recipes maths assets",
     "commands": "plots lab table scores step report recipes",
     "plots": "scores report recipes maths assets",
     "lab": "table scores step repair merging planning method report recipes align tasks model files assets errors",

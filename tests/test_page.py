@@ -270,3 +270,17 @@ def test_machines_use_the_typed_endpoints(url):
     with pytest.raises(AppError, match="samples"):
         client.predict(recipe=recipe, samples=2, api_name="/repair")
     assert {"/inspect", "/merge", "/repair"} == set(client.view_api(return_format="dict")["named_endpoints"])
+
+
+def test_emptied_and_unknown_experts_are_told_at_once_and_the_old_pictures_fade(page):
+    page.locator("#experts .remove-all").click()
+    expect(page.locator("#status .bad")).to_contain_text("No expert is chosen")
+    expect(page.locator("#heat .ml-plot")).to_have_css("opacity", "0.35")
+    page.locator("#experts input").fill("numbers/frensh")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status .bad")).to_contain_text("Did you mean 'numbers/french'?")
+    page.locator("#experts .remove-all").click()
+    page.locator("#experts input").fill("numbers/french")
+    page.get_by_role("option", name="numbers/french", exact=True).click()
+    expect(page.locator("#status .good")).to_contain_text("28 matrices of 1 experts analysed")
+    expect(page.locator("#heat .ml-plot")).to_have_css("opacity", "1")

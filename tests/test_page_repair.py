@@ -31,7 +31,7 @@ def shares(alt, kind):
 def ran(tab):
     """Press Run, and wait for the end of this very run."""
     tab.evaluate("document.querySelector('#repair-status .ml-status').className = ''")
-    tab.click("#run-repair")
+    tab.click("#repair")
     expect(tab.locator("#repair-status .ml-status.good")).to_contain_text("tasks repaired", timeout=300_000)
 
 
@@ -46,7 +46,7 @@ def test_the_story_of_two_unrelated_nets_is_there_before_anything_is_run(tab):
 
 def test_a_run_shows_its_progress_ends_better_than_it_began_and_can_be_taken_home(tab):
     tab.evaluate("document.querySelector('#repair-status .ml-status').className = ''")
-    tab.click("#run-repair")
+    tab.click("#repair")
     expect(tab.locator("#repair-status")).to_contain_text(re.compile(r"Repairing: \d+ of 13"))
     expect(tab.locator("#repair-status .ml-status.good")).to_contain_text("2 tasks repaired", timeout=300_000)
     alt = label(tab, "#repaired-scores")
@@ -75,7 +75,7 @@ def test_a_run_can_be_stopped_and_keeps_nothing(tab, lab, monkeypatch):  # noqa:
     slow = lab_repair.stage_of
     monkeypatch.setattr(lab_repair, "stage_of", lambda *given: time.sleep(2) or slow(*given))
     kept = list(lab.folder.glob("aligned-*"))
-    tab.click("#run-repair")
+    tab.click("#repair")
     expect(tab.locator("#repair-status progress")).to_be_visible()
     tab.click("#stop-repair")
     expect(tab.locator("#repair-status")).to_contain_text("Stopped")
@@ -91,7 +91,7 @@ def test_a_mistake_is_told_in_one_sentence_and_the_pictures_stay(tab):
     tab.get_by_role("button", name="More settings, and your own prompts").click()
     choose(tab, "#story", "Numbers: four experts of one base")
     tab.locator("#own-prompts textarea").fill("french: 12 =")
-    tab.click("#run-repair")
+    tab.click("#repair")
     expect(tab.locator("#repair-status .ml-status.bad")).to_contain_text("at least 4")
     assert label(tab, "#variance") == before
 

@@ -18,10 +18,11 @@ def go(page, name):
 
 
 def pressed(page, button, ending=".good"):
-    """Press a button, and wait for the last word of this very job."""
-    page.evaluate("document.querySelector('#status .ml-status').className = ''")
+    """Press a button, and wait for the last word of this very job, which stands beside it."""
+    line = "#status" if button in ("#merge", "#suggest") else f"{button}-status"
+    page.evaluate(f"document.querySelector('{line} .ml-status').className = ''")
     page.click(button)
-    status = page.locator(f"#status .ml-status{ending}")
+    status = page.locator(f"{line} .ml-status{ending}")
     expect(status).to_be_visible()
     return status.text_content()
 
@@ -38,12 +39,31 @@ def own(page, text):
     page.locator("#own-text textarea").fill(text)
 
 
-def test_the_scoreboard_scores_base_experts_and_the_newest_merge_and_is_taken_home(page):
-    pressed(page, "#merge")
+def rivals(page, *titles):
+    """Leave these methods alone in the list of those that are scored beside the form's."""
+    page.locator("#rivals .remove-all").click()
+    for title in titles:
+        page.locator("#rivals input").fill(title)
+        page.get_by_role("option", name=title, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def test_the_tabs_open_with_scores_and_a_sweep_that_were_made_in_advance(page):
     go(page, "Scores")
-    assert "6 models scored on 4 tasks" in pressed(page, "#score")
-    expect(page.locator("#board .ml-plot")).to_have_attribute("aria-label", re.compile(r"mean: base .*, merged \d"))
-    expect(page.locator("#board-about")).to_contain_text(re.compile(r"Normalised average.*merged \d+\.\d%"))
+    assert "STAR: french" in drawn(page, "#board-grid")
+    expect(page.locator("#board-about")).to_contain_text("Best by task: french ")
+    go(page, "Sweep")
+    assert drawn(page, "#curves").startswith("η 10: ")
+    expect(page.locator("#verdict")).to_contain_text("Best of 10 points")
+
+
+def test_the_scoreboard_scores_base_experts_the_recipe_and_other_methods_and_is_taken_home(page):
+    go(page, "Scores")
+    rivals(page, "Average")
+    assert "7 models scored on 4 tasks" in pressed(page, "#score")
+    expect(page.locator("#board .ml-plot")).to_have_attribute("aria-label", re.compile(r"mean: base .*, STAR \d"))
+    expect(page.locator("#board-grid .ml-plot")).to_have_attribute("aria-label", re.compile(r"; Average: .*mean"))
+    expect(page.locator("#board-about")).to_contain_text(re.compile(r"Normalised average.*STAR \d+\.\d%"))
     page.get_by_role("button", name="All numbers").locator("visible=true").click()
     with page.expect_download() as download:
         page.click("#board-csv")
@@ -54,7 +74,8 @@ def test_own_prompts_are_scored_and_a_mistake_in_them_is_told_with_its_line(page
     own(page, "english: 21 = => twenty-one\nenglish: 40 = forty")
     assert "Line 2 is only a text, with no prompt: 'english: 40 = forty'" in pressed(page, "#score", ".bad")
     page.locator("#own-text textarea").fill("english: 21 = => twenty-one => numbers\nenglish: 40 = => forty => numbers")
-    assert "on 1 tasks, 10 answers" in pressed(page, "#score")
+    rivals(page)
+    assert "on 1 tasks, 12 answers" in pressed(page, "#score")
     assert "numbers: base" in drawn(page, "#board")
 
 
@@ -96,9 +117,9 @@ def test_a_sweep_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.3) or read(*given))
     go(page, "Sweep")
     page.click("#sweep")
-    expect(page.locator("#status progress")).to_be_visible()
+    expect(page.locator("#sweep-status progress")).to_be_visible()
     page.click("#stop-sweep")
-    expect(page.locator("#status")).to_contain_text("Stopped")
+    expect(page.locator("#sweep-status")).to_contain_text("Stopped")
 
 
 def test_eta_is_suggested_from_the_spectra_and_set(page):
@@ -115,7 +136,8 @@ def test_two_merges_are_compared_asked_and_gone_back_to(page):
     expect(page.locator("#status")).to_contain_text("analysed")
     own(page, "english: 21 = => twenty-one")
     go(page, "Compare")
-    expect(page.locator("#compare-b input")).to_have_value(re.compile("^1. STAR"))
+    expect(page.locator("#compare-b input")).to_have_value(re.compile("^the plain average"))
+    choose(page, "#compare-b", re.compile("^1. STAR"))
     assert "cosine" in pressed(page, "#compare")
     assert drawn(page, "#difference").startswith("distance of the two changes")
     assert "Singular values of the two changes" in drawn(page, "#both-spectra")
@@ -134,6 +156,7 @@ def test_two_merges_are_compared_asked_and_gone_back_to(page):
 
 
 def test_comparing_a_recipe_with_itself_is_refused_by_a_sentence(page):
+    choose(page, "#method", re.compile("^Average"))
     go(page, "Compare")
     assert "A and B are the same recipe" in pressed(page, "#compare", ".bad")
 

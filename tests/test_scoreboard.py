@@ -11,7 +11,8 @@ from making import finished, noise, recipe_of, write_model
 
 from mergelab import Expert, MergeError, Recipe, inspect, plan
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.lab.lab import Lab, own_questions, saved_table
+from mergelab.lab.lab import START, Lab, own_questions, saved_table
+from mergelab.lab.shipped import start_board, start_sweep
 from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
 from mergelab.model import running
 from mergelab.plots import compare as plots_compare
@@ -22,6 +23,7 @@ from mergelab.scores.scoreboard import Board
 from mergelab.scores.scoring import TaskScore
 from mergelab.scores.suggest import suggested_eta
 from mergelab.scores.sweep_report import Point, SweepReport
+from mergelab.scores.verdict import board_verdict
 
 PAIR = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/german-lora")), "star", {"eta": 60.0})
 OWN = [Questions("mine", (("english: 21 =", "twenty-one"), ("english: 40 =", "forty")))]
@@ -204,3 +206,47 @@ def test_two_runs_of_the_lab_are_compared_once_and_drawn(lab, run):
 
 def test_the_questions_of_a_recipe_are_those_of_its_experts():
     assert [questions.task for questions in own_questions(PAIR)] == ["english", "german"]
+
+
+def test_the_grid_marks_the_best_merge_of_each_task_and_only_where_there_is_a_choice():
+    scores = {("base", "t"): score("t", 5), ("e", "t"): score("t", 20), ("A", "t"): score("t", 12)}
+    alone = checked(plots_scores.board_grid(Board(("base", "e", "A"), ("e",), scores))).data[0]
+    assert alone.y == ("base", "e", "A") and alone.text[2] == ["60.0%"]
+    two = Board(("base", "e", "A", "B"), ("e",), scores | {("B", "t"): score("t", 15)})
+    assert [row[0] for row in checked(plots_scores.board_grid(two)).data[0].text] == [
+        "25.0%",
+        "100.0%",
+        "60.0%",
+        "75.0% ★",
+    ]
+    assert two.winner("t") == "B" and two.ranked() == ["B", "A"]
+
+
+def test_the_verdict_names_the_winners_and_says_when_the_lead_may_be_luck():
+    scores = {("e", "t"): score("t", 20), ("A", "t"): score("t", 12), ("B", "t"): score("t", 13)}
+    said = board_verdict(Board(("e", "A", "B"), ("e",), scores))
+    assert "Best by task: t **B** 65.0%." in said
+    assert "wins 1 and loses 0 (sign test: p = 1, this may be luck)" in said
+    assert "A 60.0%, B 65.0%" in said
+
+
+def test_boards_and_sweeps_come_back_from_json_as_they_were():
+    for found in (start_board(), start_sweep()):
+        assert type(found).from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_what_the_tabs_open_with_is_what_is_computed_now(lab):
+    """The scores of the form's recipe, and one point of the sweep; `make assets` makes all of them again.
+
+    Another machine's arithmetic may tip an answer in a hundred, where two tokens are as good as equal.
+    """
+
+    def close(one, other):
+        return sum(a != b for a, b in zip(one.amounts, other.amounts, strict=True)) <= 2
+
+    start, shipped = Recipe.read(START), start_board()
+    board = finished(lab.scoreboard(start, {"STAR": finished(lab.merged(start)).folder}))
+    assert all(close(board.scores[pair], shipped.scores[pair]) for pair in board.scores)
+    point = finished(lab.sweep(start, "eta", [70.0])).points[0]
+    kept = next(p for p in start_sweep().points if p.value == 70)
+    assert all(close(*pair) for pair in zip(point.scores, kept.scores, strict=True))

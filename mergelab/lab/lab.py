@@ -144,6 +144,12 @@ class Lab:
         self.runs.keep(home.name, run)
         return run
 
+    def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
+        """The run of a recipe: one that is kept, else made now."""
+        full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+        same = [run for run in self.runs.values() if run.recipe == full]
+        return same[-1] if same else (yield from self.merge(recipe))
+
     def push(self, run: Run, repo: str, token: str) -> str:
         """Put a run on the Hub with somebody's login. Returns its address; the token is not kept."""
         return push(run.folder, repo, token=token)
@@ -273,6 +279,12 @@ class Lab:
 
     def _device(self):
         return device_named(self.device)
+
+
+def by_method(recipe: Recipe, method: str) -> Recipe:
+    """The same experts merged by another method, with that method's defaults; their weights stay."""
+    experts = tuple(replace(expert, settings={}) for expert in recipe.experts)
+    return replace(recipe, method=method, experts=experts, settings=method_named(method).starting())
 
 
 def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:

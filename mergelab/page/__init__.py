@@ -14,6 +14,7 @@ from mergelab.lab.repair import RepairLab
 from mergelab.page import endpoints
 from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
+from mergelab.page.learn_tab import draw_learn_tab
 from mergelab.page.light import LIGHTER
 from mergelab.page.link import draw_link
 from mergelab.page.merge_tab import draw_merge_tab
@@ -44,7 +45,7 @@ def build(lab: Lab) -> gr.Blocks:
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
                 with gr.Tab("Scores", id="scores-tab"):
-                    asked = draw_scores_tab(lab, form, merged)
+                    asked = draw_scores_tab(lab, form)
                 with gr.Tab("Sweep", id="sweep-tab"):
                     draw_sweep_tab(lab, form, asked)
                 with gr.Tab("Compare", id="compare-tab"):
@@ -53,7 +54,9 @@ def build(lab: Lab) -> gr.Blocks:
                     lines = draw_repair_tab(repair, form)
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, repair, form, merged, lines)
-        draw_link(lab, form, tabs, spectra, {})
+                with gr.Tab("Learn", id="learn"):
+                    step = draw_learn_tab(form, tabs, spectra)
+        draw_link(lab, form, tabs, spectra, {"step": step})
     return page
 
 
@@ -83,4 +86,5 @@ def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(primary_hue="indigo", spacing_size="sm", **fonts)
     readable = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     readable |= {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
-    return theme.set(**readable)
+    button = {f"button_primary_background_fill{state}": "*primary_600" for state in ("", "_dark")}
+    return theme.set(**readable, **button)

@@ -7,12 +7,13 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Run, comparison_key, own_questions, saved_table
+from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions, saved_table
+from mergelab.page.asked import Asked
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.scores_tab import Asked
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.verbs import draw_verb
 from mergelab.plots import compare as plots_compare
 from mergelab.plots import scores as plots_scores
 from mergelab.plots import spectra as plots
@@ -21,7 +22,7 @@ from mergelab.scores.compare import Comparison
 from mergelab.step import Step
 from mergelab.table import cell
 
-FORM = "the recipe in the form"
+FORM, PLAIN = "the recipe in the form", "the plain average of the form's experts"
 LOOK_MAP = (
     "A column is a layer, a row a kind of matrix. Look for bright cells: there the two recipes disagree most. "
     "**Click a cell** to see both spectra of that matrix."
@@ -32,26 +33,24 @@ LOOK_SPECTRA = (
 LOOK_BARS = (
     "Look for tasks where A and B swap places; where their intervals overlap by much, the difference may be luck."
 )
-EMPTY = "Nothing is compared yet. Choose two recipes, and press Compare."
+OPENING = "Choose two recipes. One that is not merged yet is merged first."
 
 
 def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> None:
     """Draw the tab; wire Compare, Ask, Stop, and what chooses a tensor."""
     visit, keys = history.visit, gr.State([])  # keys: of the two runs that are compared
     with gr.Row():
-        ours = gr.Dropdown([FORM], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
-        other = gr.Dropdown([FORM], value=FORM, label="B", scale=2, min_width=220, elem_id="compare-b")
-    with gr.Row():
-        go = gr.Button("Compare", variant="primary", min_width=100, elem_id="compare")
-        stop = gr.Button("Stop", min_width=100, elem_id="stop-compare")
-    about = gr.Markdown("A recipe that is not merged yet is merged first.", elem_id="compared")
+        ours = gr.Dropdown([FORM, PLAIN], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
+        other = gr.Dropdown([FORM, PLAIN], value=PLAIN, label="B", scale=2, min_width=220, elem_id="compare-b")
+    verb = draw_verb("Compare", "compare", OPENING)
+    about = gr.Markdown("", elem_id="compared")
     with gr.Column(visible=False) as parts:
         with gr.Row():
             measure = gr.Radio(
                 list(plots_compare.MEASURES), value="distance", label="Show", elem_id="measure", min_width=160
             )
             tensor = gr.Dropdown([], label="Matrix", elem_id="compare-module", min_width=220)
-        heat = PlotlyPanel(plots.empty(EMPTY), label="Difference", elem_id="difference", height=250)
+        heat = PlotlyPanel(plots.empty(""), label="Difference", elem_id="difference", height=250)
         gr.Markdown(LOOK_MAP, elem_classes="ml-look")
         lines = PlotlyPanel(plots.empty(""), label="Both spectra", elem_id="both-spectra", height=340)
         gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
@@ -75,13 +74,13 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
                 for label in "AB"
             ]
 
-    @job(form.status, "Comparing")
+    @job(verb.status, "Comparing")
     def compare(data: dict) -> Iterator[Step | dict]:
         runs = []
         for label in (data[ours], data[other]):
             runs.append((yield from run_of(label, data)))
         if runs[0].folder == runs[1].folder or runs[0].recipe == runs[1].recipe:
-            raise MergeError("A and B are the same recipe. Merge two, and choose one for each side.")
+            raise MergeError("A and B are the same recipe. Choose two that differ, or change the form.")
         comparison = yield from lab.compare(*runs)
         names = [run.folder.parent.name for run in runs]
         yield {keys: names, about: _about(runs), parts: gr.update(visible=True)}
@@ -98,7 +97,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             yield {scores: gr.DownloadButton(value=path, interactive=True)}
         whole = comparison.whole
         said = f"Over all tensors, B's change is {whole.distance:.2f} from A's, cosine {whole.cosine:.3f}."
-        yield {form.status: saying(said, "good")}
+        yield {verb.status: saying(said, "good")}
 
     def run_of(label: str | None, data: dict) -> Generator[Step, None, Run]:
         """The run that a side names: of this visit while it is kept, else made anew."""
@@ -106,8 +105,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         if past and past.key in lab.runs:
             return lab.runs[past.key]
         recipe = Recipe.from_yaml(past.recipe) if past else form.recipe(data)
-        same = [run for run in lab.runs.values() if run.recipe == recipe]
-        return same[-1] if same else (yield from lab.merge(recipe))
+        recipe = by_method(recipe, "linear") if label == PLAIN else recipe
+        return (yield from lab.merged(recipe))
 
     def pictures(comparison: Comparison, show: str) -> dict[Any, Any]:
         headers, rows = comparison.table()
@@ -140,22 +139,17 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         return name if names and name in kept(names).spectra else gr.skip()
 
     def listed(entries: list[Past], left: str, right: str) -> list[Any]:
-        choices = [FORM, *(entry.label for entry in entries)]
-        newest = choices[1] if len(choices) > 1 else FORM
-        return [
-            gr.update(choices=choices, value=left if left in choices else FORM),
-            gr.update(choices=choices, value=right if right in choices and right != FORM else newest),
-        ]
+        choices = [FORM, PLAIN, *(entry.label for entry in entries)]
+        kept_ones = (side if side in choices else other for side, other in ((left, FORM), (right, PLAIN)))
+        return [gr.update(choices=choices, value=side) for side in kept_ones]
 
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
-    outputs = [form.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
-    pressed = go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
+    outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
+    pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
     questioned = gr.on(
         [ask.click, prompt.submit], told(ask_both), [prompt, keys], answers, trigger_mode="once", **HEAVY
     )
-    for button in (stop, form.stop):
-        button.click(None, None, None, cancels=[pressed, questioned], **PRIVATE)
-    pressed.then(stopped, form.status, form.status, **LIGHT)
+    verb.governs([pressed, questioned])
     history.noted.then(listed, [visit, ours, other], [ours, other], **LIGHT)
     heat.select(told(clicked), keys, tensor, **LIGHT)
     show = told(lambda names, name: plots_compare.two_spectra(kept(names), name or "") if names else gr.skip())

@@ -216,7 +216,7 @@ def draw_form(lab: Lab) -> Form:
             return saying(str(error), "bad")
         return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
 
-    picked = [form.base.input, form.experts.input]
+    picked = [form.base.change, form.experts.change]  # not input: emptying the box is none
     gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
@@ -249,16 +249,14 @@ def _about(method: MergeMethod) -> str:
 
 
 def _knob(method: MergeMethod, setting: Setting, start: Recipe) -> gr.Slider | gr.Checkbox | gr.Dropdown:
-    value = start.settings.get(setting.name) if method.name == start.method else None
+    value = start.settings.get(setting.name, setting.start) if method.name == start.method else setting.start
     label, place = _symbol(setting.name), {"elem_id": f"knob-{method.name}-{setting.name}", "interactive": True}
     if isinstance(setting.knob, Switch):
-        return gr.Checkbox(setting.default if value is None else value, label=label, info=setting.knob.help, **place)
+        return gr.Checkbox(value, label=label, info=setting.knob.help, **place)
     if isinstance(setting.knob, Choice):
         place |= {"label": label, "info": setting.knob.help}
-        return gr.Dropdown(list(setting.knob.options), value=setting.default if value is None else value, **place)
+        return gr.Dropdown(list(setting.knob.options), value=value, **place)
     knob = setting.knob
-    if value is None:
-        value = setting.default if knob.start is None else knob.start
     return gr.Slider(knob.low, knob.high, value=value, step=knob.step, label=label, info=knob.help, **place)
 
 
@@ -267,10 +265,11 @@ def _symbol(name: str) -> str:
 
 
 def _rest(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says that no widget shows: it goes back into the recipe as it is."""
+    """What a recipe says that no widget shows: it goes back into the recipe as it is. It changes with every recipe."""
     shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
     plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
-    return {"fields": plain, "own": {expert.source: dict(expert.settings) for expert in recipe.experts}}
+    own = {expert.source: dict(expert.settings) for expert in recipe.experts}
+    return {"fields": plain, "own": own, "of": recipe.hash}
 
 
 def _weights(text: str | None, count: int) -> list[Any]:

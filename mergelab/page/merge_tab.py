@@ -21,6 +21,7 @@ LOOK = (
     "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm."
 )
 NOTHING = "Nothing is merged yet. Press **Merge** on the left."
+SHOW = "() => innerWidth < 900 && document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})"
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
 
@@ -96,14 +97,15 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
+    pressed.success(None, None, None, js=SHOW)
     pressed.then(stopped, form.status, form.status, **LIGHT)
     return merged, visit
 
 
 def described(run: Run) -> str:
-    """A run in one line: method, settings, experts, the hash of its weights."""
+    """A run in one line: method, settings, experts."""
     title = METHODS[run.recipe.method].title
-    return f"{title} ({settings_in_words(run.recipe)}) of {', '.join(run.recipe.names)}, sha256 `{run.sha256[:16]}`"
+    return f"{title} ({settings_in_words(run.recipe)}) of {', '.join(run.recipe.names)}"
 
 
 def _about(run: Run) -> str:
@@ -112,9 +114,9 @@ def _about(run: Run) -> str:
     equal = sum(bool(layer.equal_to_base) for layer in report.layers)
     same = f" In {equal} tensors some expert equals the base." if equal else ""
     return (
-        f"### {described(run)}\n{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}, "
-        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What *Try prompts* asks is this very file."
-        f"{skipped}\n\nsha256 of the weights: `{run.sha256}`"
+        f"## {described(run)}\n{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}, "
+        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What *Try prompts* asks is this very file, "
+        f"sha256 `{run.sha256}`.{skipped}"
     )
 
 

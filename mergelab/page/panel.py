@@ -14,8 +14,8 @@ PLOTLY_JS = ASSETS / "vendor" / "plotly-cartesian.min.js"  # of the version that
 PANEL_JS = ASSETS / "panel.js"
 ADDRESS_JS, NUMBERS_JS = ASSETS / "address.js", ASSETS / "numbers.js"
 PAGE_CSS = ASSETS / "page.css"
-SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS]
-_HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
+SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "learn.js"]
+HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
 
 _TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'
 _MOUNT = "mergelab.mount({element, props, trigger, watch, key: %s}); /* gradio looks here for its name: 'select' */"
@@ -31,7 +31,7 @@ class PlotlyPanel(gr.HTML):
             elem_id=elem_id,
             min_height=height,
             apply_default_css=False,
-            head=_HEAD,
+            head=HEAD,
             html_template=_TEMPLATE % height,  # constant: a change would wipe the plot
             js_on_load=_MOUNT % json.dumps(elem_id),
             **options,

@@ -10,7 +10,9 @@ from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab, lines_in
 from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, told
+from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.verbs import draw_verb
+from mergelab.step import Step
 
 LOOK = (
     "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it "
@@ -28,6 +30,7 @@ EXAMPLES = [  # held-out prompts that the base gets wrong, their expert right, a
 ]
 NOT_YET = "Nothing is merged yet: press Merge."
 UNREPAIRED = "none"
+OPENING = "All models are asked the same, one after another; the answers come word by word."
 FITTING = "Fitting the repair …"
 
 
@@ -47,9 +50,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
             min_width=160,
             elem_id="repaired-for",
         )
-    with gr.Row():
-        ask = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
-        stop = gr.Button("Stop", min_width=100, elem_id="stop-asking")
+    verb = draw_verb("Ask", "ask", OPENING)
     gr.Examples(EXAMPLES, prompt, label="Held-out prompts of the bundled tasks")
     with gr.Row(elem_id="answers"):
         of_base, of_expert, of_merged, of_repaired = (
@@ -69,7 +70,8 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         heat = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token.")
         seed = gr.Number(0, label="Seed", precision=0, info="The same for all models.")
 
-    def answers(data: dict) -> Iterator[dict]:
+    @job(verb.status, "Answering")
+    def answers(data: dict) -> Iterator[Step | dict]:
         if not (data[prompt] or "").strip():
             raise MergeError("The prompt is empty. Write something to ask.")
         run = lab.run_named(data[merged]) if data[merged] else None
@@ -77,17 +79,25 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         columns = {of_base: lab.model_folder(base, base), of_expert: lab.model_folder(data[expert], base)}
         columns |= {of_merged: run.folder} if run else {}
         settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
+        steps = len(columns) + (run is not None and data[task] != UNREPAIRED)
         yield {of_base: "", of_expert: "", of_merged: "" if run else NOT_YET, of_repaired: ""}
+        yield Step(0, steps, "loading the models")
         for texts in lab.answers(list(columns.values()), data[prompt], **settings):
             yield dict(zip(columns, texts))
+            yield Step(sum(map(bool, texts)), steps, "word by word")
         if run and data[task] != UNREPAIRED:
             yield {of_repaired: FITTING}
+            yield Step(len(columns), steps, "fitting the repair")
             patch = repair.patch(run, data[task], lines_in(data[lines]))
             for text in repair.repaired_answer(run, patch, data[prompt], **settings):
                 yield {of_repaired: text}
+        yield {verb.status: saying(f"Answered by {steps} models.", "good")}
 
     def about(key: str) -> str:
-        return f"Merged: {described(lab.run_named(key))}" if key else NOT_YET
+        if not key:
+            return NOT_YET
+        run = lab.run_named(key)
+        return f"Merged: {described(run)}, sha256 `{run.sha256[:16]}`"
 
     def choices(experts: list[str], chosen: str, repaired: str) -> tuple[Any, Any]:
         tasks = [UNREPAIRED, *experts]
@@ -98,13 +108,13 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
 
     given = {prompt, expert, task, merged, lines, form.base, tokens, heat, seed}
     asked = gr.on(
-        [ask.click, prompt.submit],
-        told(answers),
+        [verb.go.click, prompt.submit],
+        answers,
         given,
-        [of_base, of_expert, of_merged, of_repaired],
+        [verb.status, of_base, of_expert, of_merged, of_repaired],
         trigger_mode="once",
         **HEAVY,
     )
-    stop.click(None, None, None, cancels=[asked], **PRIVATE)
+    verb.governs([asked])
     merged.change(told(about), merged, which, **LIGHT)
     form.experts.change(choices, [form.experts, expert, task], [expert, task], **LIGHT)

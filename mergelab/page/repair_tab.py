@@ -10,7 +10,8 @@ from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_i
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
 from mergelab.repair.stories import ALIGN, LEFT, STORIES
@@ -25,10 +26,8 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
     """Draw the tab; wire Run, Stop, clicks and exports. Returns the field of the user's own prompts."""
     first, key = story(), gr.State("")
     asked = _Asked(form)
-    with gr.Row():
-        run = gr.Button("Run", variant="primary", min_width=100, elem_id="run-repair")
-        stop = gr.Button("Stop", min_width=100, elem_id="stop-repair")
-    status = gr.HTML(saying(words.OPENING), elem_id="repair-status")
+    verb = draw_verb("Run", "repair", words.OPENING)
+    status = verb.status
     shown = _Shown(lab, first)
     with gr.Accordion("Take the repaired models home", open=False):
         gr.Markdown(words.HOME, elem_classes="ml-look")
@@ -59,12 +58,10 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
         return write
 
     given = asked.widgets | {shown.whose, shown.site}
-    jobs = [run.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **HEAVY)]
+    jobs = [verb.go.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **HEAVY)]
     for button, sidecar in ((fold, False), (beside, True)):
         jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **HEAVY))
-    stop.click(None, None, None, cancels=jobs, **PRIVATE)
-    for event in jobs:
-        event.then(stopped, status, status, **LIGHT)
+    verb.governs(jobs)
     shown.wire(lab, key)
     return asked.lines
 

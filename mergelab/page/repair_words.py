@@ -34,7 +34,9 @@ SITES = "A preset, or names of modules with |in or |out, commas between."
 HEADS = "A classifier keeps each expert's own last layer."
 WITHOUT = "Score also the merge without the task's expert."
 LINES = "Each expert answers them itself, and is measured while it does: prompts alone would hurt."
-OPENING = "An example that was made in advance. Press Run to make it here, or choose another one."
+OPENING = (
+    "An example that was made in advance. Run makes it here. Box 1 says what is merged; the form counts only there."
+)
 HOME = (
     "Folded: one ordinary checkpoint per task, with the repair in its weights; transformers needs nothing else. "
     "Sidecars: the merge itself, and a small file per task that mergelab lays over it."
@@ -82,13 +84,13 @@ def _exactness(report: RepairReport) -> str:
     if report.difference is None:
         return ""
     left = f" Without a place in the weights: {', '.join(report.unfolded)}." if report.unfolded else ""
-    return f"As weights: |hooked − folded| ≤ {report.difference:.1g}.{left}"
+    return f"Written into its weights, its outputs differ by at most {report.difference:.1g}.{left}"
 
 
 def _honest(outcome: Outcome) -> str:
     told, base = [], outcome.trial["recipe"]["base_model"]
     for kind, sentence in (
-        ("base, repaired", f"{base} alone with the same repair"),
+        ("base, repaired", f"{base} alone with the same repair for the other task"),
         (f"{plots.PLAIN}, repaired", "repair without alignment"),
         ("without the expert, repaired", "the merge without the task's expert, repaired"),
     ):

@@ -1,133 +1,105 @@
-"""The scoreboard: base, experts and the newest merge on the bundled tasks, or on the user's own prompts."""
+"""The scoreboard: base, experts, the form's recipe and other methods on the bundled tasks, or on one's own prompts."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab, by_method, saved_table
+from mergelab.lab.shipped import start_board
+from mergelab.method import METHODS
+from mergelab.page.asked import Asked, draw_asked
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped
+from mergelab.page.telling import HEAVY, job, saying
+from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
-from mergelab.plots import spectra as plots
-from mergelab.scores.questions import MEASURES, Questions, questions_from, questions_in
+from mergelab.recipes.recipe import Recipe
 from mergelab.scores.scoreboard import Board
+from mergelab.scores.verdict import board_verdict
 from mergelab.step import Step
 from mergelab.table import cell
 
-BUNDLED, OWN = "the bundled tasks", "my own prompts"
-LOOK = (
-    "The thin lines are 95 % confidence intervals: where two of them overlap by much, do not trust the difference. "
-    "Look at the last group: a merged bar at the height of the experts' would mean that merging cost nothing."
+OPENING = "An example that was made in advance. Score makes it anew, with the recipe on the left."
+LOOK_TABLE = (
+    "A row is a model, a column a task. **Look along a column** for the merge that does best (★), and down the rows "
+    "of the merges for the task that each of them pays with. The base says what no merging at all would give."
 )
-EXAMPLE = "french: 21 = => vingt et un\nenglish: 21 = => twenty-one\nmorse: 21 = => ..--- .----"
-HOW = (
-    "One line each: `prompt => answer`, and `=> task` if you like. A file may be .txt (the same lines), .csv with the "
-    "columns prompt, answer, task, or .jsonl with those keys. For perplexity a line may be a bare text. A right answer "
-    "is the very text, in the tokens that the tokenizer makes of it."
+LOOK_BARS = (
+    "The same as bars. The thin lines are 95 % confidence intervals: where two of them overlap by much, do not trust "
+    "the difference. A merged bar at the height of the experts' would mean that merging cost nothing."
 )
-EMPTY = "Nothing is scored yet. Press Score: base and experts are scored, and the newest merge, if there is one."
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The widgets that say what is asked; other tabs ask the same."""
-
-    what: gr.Radio
-    text: gr.Textbox
-    file: gr.File
-    measure: gr.Radio
-    ends: gr.Checkbox
-
-    @property
-    def inputs(self) -> set:
-        """All that the questions are read from."""
-        return {self.what, self.text, self.file, self.measure, self.ends}
-
-    def questions(self, data: Mapping[Any, Any]) -> list[Questions] | None:
-        """The user's own questions; None for the bundled tasks. MergeError names the line that is wrong."""
-        if data[self.what] != OWN:
-            return None
-        how = data[self.measure], bool(data[self.ends])
-        return questions_in(data[self.file], *how) if data[self.file] else questions_from(data[self.text], "txt", *how)
-
-
-def draw_scores_tab(lab: Lab, form: Form, merged: gr.State) -> Asked:
+def draw_scores_tab(lab: Lab, form: Form) -> Asked:
     """Draw the tab; wire Score and Stop. Returns the widgets that say what is asked."""
-    asked = _draw_asked()
+    first = start_board()
+    methods = gr.Dropdown(
+        [(method.title, name) for name, method in METHODS.items()],
+        value=_methods(first),
+        multiselect=True,
+        label="Beside the recipe on the left, by these methods, too",
+        info="The same experts; each method with its own defaults.",
+        elem_id="rivals",
+    )
+    asked = draw_asked()
     everyone = gr.Checkbox(False, label="Every expert on every task", info="Shows what each expert has forgotten.")
-    with gr.Row():
-        score = gr.Button("Score", variant="primary", min_width=100, elem_id="score")
-        stop = gr.Button("Stop", min_width=100, elem_id="stop-scoring")
-    bars = PlotlyPanel(plots.empty(EMPTY), label="Scoreboard", elem_id="board", height=360)
-    gr.Markdown(LOOK, elem_classes="ml-look")
-    about = gr.Markdown("", elem_id="board-about")
+    verb = draw_verb("Score", "score", OPENING)
+    grid = PlotlyPanel(plots_scores.board_grid(first), label="Who wins where", elem_id="board-grid", height=330)
+    gr.Markdown(LOOK_TABLE, elem_classes="ml-look")
+    about = gr.Markdown(board_verdict(first), elem_id="board-about")
+    bars = PlotlyPanel(plots_scores.board_bars(first), label="Scoreboard", elem_id="board", height=360)
+    gr.Markdown(LOOK_BARS, elem_classes="ml-look")
     with gr.Accordion("All numbers", open=False):
-        table = gr.Dataframe(label="A row per model and task", interactive=False, max_height=420, elem_id="board-table")
-        download = gr.DownloadButton("These numbers (CSV)", size="sm", interactive=False, elem_id="board-csv")
+        shown, path = _numbers(lab, first)
+        table = gr.Dataframe(
+            shown, label="A row per model and task", interactive=False, max_height=420, elem_id="board-table"
+        )
+        download = gr.DownloadButton("These numbers (CSV)", value=path, size="sm", elem_id="board-csv")
 
-    @job(form.status, "Scoring")
-    def scores(data: dict) -> Iterator[Step | dict]:
-        run = lab.run_named(data[merged]) if data[merged] else None
-        recipe = run.recipe if run else form.recipe(data)
+    @job(verb.status, "Scoring")
+    def score(data: dict) -> Iterator[Step | dict]:
+        recipe = form.recipe(data)
+        questions = asked.questions(data)
+        merges = yield from _merged(lab, recipe, data[methods] or [])
         board = Board((), (), {})
-        merges = {"merged": run.folder} if run else {}
-        work = lab.scoreboard(recipe, merges, asked.questions(data), bool(data[everyone]))
-        for step in work:
+        for step in lab.scoreboard(recipe, merges, questions, bool(data[everyone])):
             yield step
             if step.made:
                 board = step.made
-                yield {bars: plots_scores.board_bars(board)}
-        yield {form.status: saying(_said(board), "good"), about: _about(board), **_numbers(board)}
+                yield {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
+        yield {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
+        yield dict(zip((table, download), _numbers(lab, board)))
 
-    def _numbers(board: Board) -> dict[Any, Any]:
-        headers, rows = board.table()
-        shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
-        path = saved_table(lab, "scores", headers, rows)
-        return {table: shown, download: gr.DownloadButton(value=path, interactive=True)}
-
-    outputs = [form.status, bars, about, table, download]
-    given = form.inputs | asked.inputs | {merged, everyone}
-    pressed = score.click(scores, given, outputs, trigger_mode="once", **HEAVY)
-    for button in (stop, form.stop):
-        button.click(None, None, None, cancels=[pressed], **PRIVATE)
-    pressed.then(stopped, form.status, form.status, **LIGHT)
+    outputs = [verb.status, grid, bars, about, table, download]
+    given = form.inputs | asked.inputs | {methods, everyone}
+    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **HEAVY)])
     return asked
 
 
-def _draw_asked() -> Asked:
-    what = gr.Radio([BUNDLED, OWN], value=BUNDLED, label="Score on", elem_id="asked")
-    with gr.Column(visible=False, elem_id="own-prompts") as own:
-        text = gr.Textbox(EXAMPLE, lines=5, max_lines=14, label="Prompts and answers", elem_id="own-text")
-        gr.Markdown(HOW, elem_classes="ml-look")
-        file = gr.File(
-            label="… or a file of them, instead of the lines above",
-            file_types=[".txt", ".csv", ".jsonl"],
-            height=110,
-            elem_id="own-file",
-        )
-        with gr.Row():
-            measure = gr.Radio(list(MEASURES), value=MEASURES[0], label="Measure", min_width=200)
-            ends = gr.Checkbox(
-                True, label="The answer must end there", info="Off: right if the model's text begins with the answer."
-            )
-    what.change(lambda choice: gr.update(visible=choice == OWN), what, own, **LIGHT)
-    return Asked(what, text, file, measure, ends)
+def _merged(lab: Lab, recipe: Recipe, methods: list[str]) -> Generator[Step, None, dict[str, Path]]:
+    """The folder of the recipe's merge and of the other methods', by title; merged now if they are not kept."""
+    recipes = {METHODS[recipe.method].title: recipe}
+    recipes |= {METHODS[name].title: by_method(recipe, name) for name in methods if name != recipe.method}
+    folders = {}
+    for title, wanted in recipes.items():
+        folders[title] = (yield from lab.merged(wanted)).folder
+    return folders
+
+
+def _methods(board: Board) -> list[str]:
+    """The methods on a board, but for the first, which is the form's."""
+    return [name for name, method in METHODS.items() if method.title in board.merges[1:]]
+
+
+def _numbers(lab: Lab, board: Board) -> tuple[dict[str, Any], str]:
+    """A board as a table to look at, and as a file to take home."""
+    headers, rows = board.table()
+    shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
+    return shown, saved_table(lab, "scores", headers, rows)
 
 
 def _said(board: Board) -> str:
     count = sum(len(score.amounts) for score in board.scores.values())
     return f"{len(board.models)} models scored on {len(board.tasks)} tasks, {count} answers in all."
-
-
-def _about(board: Board) -> str:
-    """The normalised averages, in one sentence."""
-    shares = {name: board.normalised(name) for name in board.models if name not in board.experts}
-    known = [f"**{name}** {share:.1%}" for name, share in shares.items() if share is not None]
-    if not known:
-        return "No normalised average: some task is not scored by all, or its expert has nothing right."
-    masters = [f"{task} by {board.master(task)}" for task in board.tasks if board.master(task) != task]
-    by = f" Measured are {', '.join(masters)}." if masters else ""
-    return f"Normalised average, 100 % being what each task's own expert reaches: {', '.join(known)}.{by}"

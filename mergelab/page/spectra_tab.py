@@ -133,10 +133,12 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             as_json: json,
         }
 
-    def analyse_if_quick(data: dict) -> Iterator[dict]:
+    def analyse_if_quick(data: dict) -> Iterator[Any]:
         sources = [data[form.base], *(data[form.experts] or [])]
         if all(source in bundled() for source in sources) and not is_shown(data):
             yield from analyse(data)
+        else:
+            yield gr.skip()  # gradio empties what a generator says nothing of
 
     def is_shown(data: dict) -> bool:
         """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
@@ -157,7 +159,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 
     given = form.inputs | {facts, modules, shown}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.input, form.experts.input, form.base.input, form.then.input, form.overrides.change]
+    changes = [form.method.change, form.experts.change, form.base.change, form.then.change, form.overrides.change]
+    changes.append(form.rest.change)  # a recipe was loaded
     changes += [
         knob.release if isinstance(knob, gr.Slider) else knob.input
         for knob in form.knobs.values()

@@ -7,13 +7,14 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, saved_table
+from mergelab.lab.shipped import start_sweep
 from mergelab.method import METHODS
+from mergelab.page.asked import Asked
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.scores_tab import Asked
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
-from mergelab.plots import spectra as plots
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
 from mergelab.scores.suggest import suggested_eta
@@ -21,6 +22,7 @@ from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
 from mergelab.table import cell
 
+OPENING = "An example that was made in advance. Sweep makes it anew, with the recipe on the left."
 LOOK = (
     "**Left:** look for a hill that rises above the grey band, the average with its 95 % interval; a flat top means "
     "that the exact value hardly matters. **Right:** what the knob does to the merged change. **Click a point** to "
@@ -34,7 +36,8 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     start = METHODS[form.method.value]
     first = next(iter(knobs_of(start, len(form.experts.value))))
     low, high, count = sensible_range(knobs_of(start, 9)[first])
-    recipes = gr.State([])  # the recipe of each point, as YAML
+    opening = start_sweep()
+    recipes = gr.State(_recipes(opening))  # the recipe of each point, as YAML
     with gr.Row():
         knob = gr.Dropdown(_choices(form.method.value, form.experts.value), value=first, label="Knob", elem_id="knob")
         lowest = gr.Number(low, label="From", min_width=80, elem_id="sweep-from")
@@ -43,20 +46,28 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             count, label="Points", precision=0, minimum=1, maximum=60, min_width=80, elem_id="sweep-points"
         )
         by = gr.Dropdown([SCORED, ASKED, GEOMETRY], value=SCORED, label="Score on", min_width=180, elem_id="sweep-by")
-    with gr.Row():
-        go = gr.Button("Sweep", variant="primary", min_width=100, elem_id="sweep")
-        stop = gr.Button("Stop", min_width=100, elem_id="stop-sweep")
-    curves = PlotlyPanel(plots.empty("Nothing is swept yet. Press Sweep."), label="Sweep", elem_id="curves", height=420)
+    verb = draw_verb("Sweep", "sweep", OPENING)
+    curves = PlotlyPanel(plots_scores.sweep_curves(opening), label="Sweep", elem_id="curves", height=420)
     gr.Markdown(LOOK, elem_classes="ml-look")
-    said = gr.Markdown("", elem_id="verdict")
+    said = gr.Markdown(_said(opening), elem_id="verdict")
     with gr.Row():
-        spot = gr.Dropdown([], label="A point of this sweep", type="index", scale=3, min_width=200, elem_id="point")
-        use = gr.Button("Use this point", interactive=False, scale=1, min_width=140, elem_id="use-point")
+        labels = _labels(opening)
+        spot = gr.Dropdown(
+            labels,
+            value=labels[opening.best or 0],
+            label="A point of this sweep",
+            type="index",
+            scale=3,
+            min_width=200,
+            elem_id="point",
+        )
+        use = gr.Button("Use this point", scale=1, min_width=140, elem_id="use-point")
     with gr.Accordion("All numbers", open=False):
-        table = gr.Dataframe(label="A row per point", interactive=False, max_height=420, elem_id="sweep-table")
-        download = gr.DownloadButton("These numbers (CSV)", size="sm", interactive=False, elem_id="sweep-csv")
+        rows, path = _numbers(lab, opening)
+        table = gr.Dataframe(rows, label="A row per point", interactive=False, max_height=420, elem_id="sweep-table")
+        download = gr.DownloadButton("These numbers (CSV)", value=path, size="sm", elem_id="sweep-csv")
 
-    @job(form.status, "Sweeping")
+    @job(verb.status, "Sweeping")
     def sweep(data: dict) -> Iterator[Step | dict]:
         recipe = form.recipe(data)
         values = _values(data, recipe)
@@ -68,7 +79,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             if step.made and step.made.points:
                 report = step.made
                 yield {curves: plots_scores.sweep_curves(report)}
-        yield {form.status: saying(f"{len(report.points)} points swept.", "good"), **found(report)}
+        yield {verb.status: saying(f"{len(report.points)} points swept.", "good"), **found(report)}
 
     def _values(data: dict, recipe: Recipe) -> tuple[float, ...]:
         known = knobs_of(METHODS[recipe.method], len(recipe.experts))
@@ -79,25 +90,19 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         return spread(float(data[lowest]), float(data[highest]), int(data[points]), known[data[knob]].step)
 
     def found(report: SweepReport) -> dict[Any, Any]:
-        headers, rows = report.table()
-        best = report.best
-        labels = [_label(report, i) for i in range(len(report.points))]
+        labels = _labels(report)
         return {
-            said: " ".join([verdict(report), *report.notes]),
-            recipes: [point.recipe.to_yaml() for point in report.points],
-            spot: gr.update(choices=labels, value=labels[best or 0]),
-            use: gr.update(interactive=True),
-            table: {"headers": headers, "data": [list(map(cell, row)) for row in rows]},
-            download: gr.DownloadButton(
-                value=saved_table(lab, f"sweep-{report.knob}", headers, rows), interactive=True
-            ),
+            said: _said(report),
+            recipes: _recipes(report),
+            spot: gr.update(choices=labels, value=labels[report.best or 0]),
+            **dict(zip((table, download), _numbers(lab, report))),
         }
 
     def used(index: int | None, kept: list[str]) -> dict[Any, Any]:
         if index is None or not 0 <= index < len(kept):
             raise MergeError("Choose a point of the sweep first.")
         recipe = Recipe.from_yaml(kept[index])
-        return {**form.filled(recipe), form.status: saying("The form has the recipe of that point. Merge makes it.")}
+        return {**form.filled(recipe), verb.status: saying("The form has the recipe of that point. Merge makes it.")}
 
     def clicked(kept: list[str], event: gr.EventData) -> dict[Any, Any]:
         name = str(getattr(event, "name", ""))
@@ -124,20 +129,37 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         said = f"Suggested from the spectra alone: η = {eta}, where the merge is about as large as one expert's change."
         yield {form.eta: eta, form.status: saying(said, "good")}
 
-    filled = [*form.outputs, form.status]
-    outputs = [form.status, recipes, curves, said, spot, use, table, download]
+    filled = [*form.outputs, verb.status]
+    outputs = [verb.status, recipes, curves, said, spot, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
-    pressed = go.click(sweep, given, outputs, trigger_mode="once", **HEAVY)
+    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **HEAVY)])
     asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **HEAVY)
-    for button in (stop, form.stop):
-        button.click(None, None, None, cancels=[pressed, asked_for], **PRIVATE)
-    for event in (pressed, asked_for):
-        event.then(stopped, form.status, form.status, **LIGHT)
+    form.stop.click(None, None, None, cancels=[asked_for], **PRIVATE)
+    asked_for.then(stopped, form.status, form.status, **LIGHT)
     curves.select(told(clicked), recipes, filled, **LIGHT)
     use.click(told(used), [spot, recipes], filled, **LIGHT)
     ranges = {form.method, form.experts, knob}
     gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **LIGHT)
     knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **LIGHT)
+
+
+def _said(report: SweepReport) -> str:
+    return " ".join([verdict(report), *report.notes])
+
+
+def _recipes(report: SweepReport) -> list[str]:
+    return [point.recipe.to_yaml() for point in report.points]
+
+
+def _labels(report: SweepReport) -> list[str]:
+    return [_label(report, i) for i in range(len(report.points))]
+
+
+def _numbers(lab: Lab, report: SweepReport) -> tuple[dict[str, Any], str]:
+    """A sweep as a table to look at, and as a file to take home."""
+    headers, rows = report.table()
+    shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
+    return shown, saved_table(lab, f"sweep-{report.knob}", headers, rows)
 
 
 def _knobs(method: str, experts: list | None) -> dict[str, Any]:

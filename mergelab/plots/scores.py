@@ -11,6 +11,7 @@ from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
 PLAIN = "#9ca3af"  # the base
+GRID = [[0, "#fee2e2"], [0.5, "#fef3c7"], [1, "#86efac"]]  # light enough for dark print
 SHARES = ("cosine to the average", "rank kept, share", "share pruned", "entries kept", "sign conflicts", "energy kept")
 
 
@@ -29,8 +30,50 @@ def board_bars(board: Board) -> Figure:
     said = [
         ", ".join(f"{name} {_said(found[i], exact)}" for name, found in bars if found[i]) for i in range(len(groups))
     ]
-    layout["meta"] = {"across": "task", "alt": "; ".join(f"{t}: {numbers}" for t, numbers in zip(groups, said))}
+    alt = "; ".join(f"{task}: {numbers}" for task, numbers in zip(groups, said))
+    layout["meta"] = {"alt": alt, "tall": 520, "across": "task"}
     return {"data": traces, "layout": layout}
+
+
+def board_grid(board: Board) -> Figure:
+    """A row per model, a column per task and one for their mean; the best merge of each column bears a star."""
+    if not board.scores:
+        return empty("Scores appear here.")
+    exact = next(iter(board.scores.values())).higher_is_better
+    groups = [*board.tasks, "mean"] if len(board.tasks) > 1 else list(board.tasks)
+    rows = [name for name in board.models if name not in board.experts or _everywhere(board, name)]
+    found = {name: [_scored(board, name, task) for task in groups] for name in rows}
+    if not all(_everywhere(board, name) for name in board.experts):
+        found = {"base": found["base"], "its own expert": [_own(board, task) for task in groups]} | found
+    best = [*map(board.winner, board.tasks), next(iter(board.ranked()), None)]
+    stars = {(name, i) for i, name in enumerate(best[: len(groups)]) if name and len(board.merges) > 1}
+    values = [[mean and round(mean.value, 5) for mean in row] for row in found.values()]
+    texts = [
+        [_said(mean, exact) + (" ★" if (name, i) in stars else "") for i, mean in enumerate(row)]
+        for name, row in found.items()
+    ]
+    heat = {
+        "type": "heatmap",
+        "x": groups,
+        "y": list(found),
+        "z": values,
+        "text": texts,
+        "texttemplate": "%{text}",
+        "colorscale": GRID if exact else [[1 - at, colour] for at, colour in reversed(GRID)],
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        "hovertemplate": "%{y} on %{x}: %{text}<extra></extra>",
+    } | ({"zmin": 0, "zmax": 1} if exact else {})
+    axis = {"automargin": True, "fixedrange": True, "type": "category", "showgrid": False, "ticks": ""}
+    layout = {
+        "margin": {"l": 8, "r": 8, "t": 30, "b": 8},
+        "xaxis": axis | {"side": "top"},
+        "yaxis": axis | {"autorange": "reversed"},
+    }
+    alt = "; ".join(f"{name}: {', '.join(f'{g} {t}' for g, t in zip(groups, row))}" for name, row in zip(found, texts))
+    layout["meta"] = {"alt": alt, "texts": True}
+    return {"data": [heat], "layout": layout}
 
 
 def _everywhere(board: Board, model: str) -> bool:

@@ -54,7 +54,7 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     z = ranks / full
     figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "keeps %{text} directions (%{z:.0%})")
     figure["data"][0] |= {"zmin": 0, "zmax": max(0.05, float((table[:, :, 80] / full).max()))}
-    figure["data"][0]["colorbar"] |= {"tickformat": ".0%"}
+    figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "kept", "side": "right"}}
     alt = f"Heatmap of the share of singular directions kept: {len(layers)} modules, {len(report.experts)} experts."
     figure["layout"]["meta"] = {
         "alt": alt,

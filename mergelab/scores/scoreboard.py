@@ -12,6 +12,8 @@ from mergelab.scores.questions import Questions
 from mergelab.scores.scoring import TaskScore, mean_score, scored
 from mergelab.step import Step
 
+BASE = "base"
+
 
 @dataclass(frozen=True)
 class Board:
@@ -29,6 +31,24 @@ class Board:
     def of(self, model: str) -> tuple[TaskScore, ...]:
         """One model's scores, in the order of the tasks; those that are there."""
         return tuple(self.scores[model, task] for task in self.tasks if (model, task) in self.scores)
+
+    @property
+    def merges(self) -> tuple[str, ...]:
+        """The models that are neither the base nor an expert."""
+        return tuple(name for name in self.models if name != BASE and name not in self.experts)
+
+    def ranked(self) -> list[str]:
+        """The merges that have passed every task, the best mean first."""
+        if not self.scores:
+            return []
+        whole = [name for name in self.merges if len(self.of(name)) == len(self.tasks)]
+        sign = -1 if next(iter(self.scores.values())).higher_is_better else 1
+        return sorted(whole, key=lambda name: sign * mean_score(self.of(name)).value)
+
+    def winner(self, task: str) -> str | None:
+        """The merge that does best at a task, of equals the first; None where there is no choice."""
+        able = [name for name in self.merges if (name, task) in self.scores]
+        return max(able, key=lambda name: _gain(self.scores[name, task])) if len(able) > 1 else None
 
     def master(self, task: str) -> str | None:
         """The expert that a task is measured by: the one named like the task, else the best at it."""
@@ -65,6 +85,17 @@ class Board:
                 last = "" if share is None else share
                 rows.append([model, "mean", own[0].measure, mean.value, mean.low, mean.high, count, last])
         return headers, rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data, with every question's outcome."""
+        scores = [{"model": model} | score.to_dict() for (model, _), score in self.scores.items()]
+        return {"models": list(self.models), "experts": list(self.experts), "scores": scores}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Board":
+        """What `to_dict` wrote."""
+        scores = {(one["model"], one["task"]): TaskScore.from_dict(one) for one in data["scores"]}
+        return cls(tuple(data["models"]), tuple(data["experts"]), scores)
 
 
 def _gain(score: TaskScore) -> float:

@@ -5,7 +5,7 @@ question comes from.
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,17 @@ class TaskScore:
     def higher_is_better(self) -> bool:
         """Exact match wants to be high, perplexity low."""
         return self.measure == "exact match"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data, with every question's outcome."""
+        low, high = self.interval
+        said = {"task": self.task, "measure": self.measure, "value": self.value, "low": low, "high": high}
+        return said | {"questions": len(self.amounts), "amounts": list(self.amounts), "sizes": list(self.sizes)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TaskScore":
+        """What `to_dict` wrote."""
+        return cls(data["task"], data["measure"], tuple(data["amounts"]), tuple(data["sizes"]))
 
     def half(self, odd: bool) -> "TaskScore":
         """The score on every second question: 2nd, 4th, … if `odd`, else 1st, 3rd, …"""
@@ -97,6 +108,13 @@ def sign_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int, f
     count, least = wins + losses, min(wins, losses)
     tail = sum(math.comb(count, k) for k in range(least + 1)) * 2 / 2**count if count else 1.0
     return wins, losses, min(1.0, tail)
+
+
+def wins(one: Sequence[TaskScore], other: Sequence[TaskScore]) -> tuple[int, int, float]:
+    """Two models on the same questions: on how many `one` does better, on how many worse, and the sign test's p."""
+    mine, theirs = ([amount for score in scores for amount in score.amounts] for scores in (one, other))
+    more, fewer, luck = sign_test(mine, theirs)
+    return (more, fewer, luck) if one[0].higher_is_better else (fewer, more, luck)
 
 
 def scored(run: Running, asked: Sequence[Questions]) -> Generator[str, None, tuple[TaskScore, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 from mergelab.method import METHODS
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import EXPERTS, symbol
-from mergelab.scores.scoring import Mean, TaskScore, mean_score, sign_test
+from mergelab.scores.scoring import Mean, TaskScore, mean_score, wins
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class SweepReport:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SweepReport":
+        """What `to_dict` wrote."""
+        points, averages = (tuple(map(_point, data[part])) for part in ("points", "averages"))
+        return cls(data["knob"], data["method"], points, averages, tuple(data["notes"]))
+
 
 def verdict(report: SweepReport) -> str:
     """What a sweep shows, and how sure it is: the best point, its interval, who else lies in it, the average."""
@@ -89,7 +95,9 @@ def _by_number(report: SweepReport) -> str:
     said = []
     for i, point in enumerate(report.points):
         plain = report.baseline(i)
-        against = f", the average {shown(plain.mean, plain)}, p = {_signs(point, plain)[2]:.2g}" if plain else ""
+        against = (
+            f", the average {shown(plain.mean, plain)}, p = {wins(point.scores, plain.scores)[2]:.2g}" if plain else ""
+        )
         said.append(f"{point.value:g} experts: {report.title} {shown(point.mean, point)}{against}")
     return "; ".join(said) + ". Each line is on the tasks of its own experts."
 
@@ -105,18 +113,11 @@ def _against_average(report: SweepReport, best: int) -> list[str]:
     point, plain = report.points[best], report.baseline(best)
     if plain is None or not plain.scores:
         return []
-    more, fewer, luck = _signs(point, plain)
+    more, fewer, luck = wins(point.scores, plain.scores)
     return [
         f"The average: {shown(plain.mean, plain)}. Prompt by prompt, the best point wins {more} and loses {fewer} "
         f"against it (sign test: p = {luck:.2g})."
     ]
-
-
-def _signs(point: Point, plain: Point) -> tuple[int, int, float]:
-    """On how many questions a point does better than the average, on how many worse, and the p of the sign test."""
-    mine, theirs = ([a for score in p.scores for a in score.amounts] for p in (point, plain))
-    more, fewer, luck = sign_test(mine, theirs)
-    return (more, fewer, luck) if point.scores[0].higher_is_better else (fewer, more, luck)
 
 
 def _on_the_other_half(report: SweepReport) -> list[str]:
@@ -153,9 +154,12 @@ def _plain(point: Point) -> dict[str, Any]:
     data |= {"recipe": point.recipe.to_dict(), "facts": dict(point.facts)}
     if mean:
         data["mean"] = {"value": mean.value, "low": mean.low, "high": mean.high}
-    data["scores"] = [
-        {"task": s.task, "measure": s.measure, "value": s.value, "low": s.interval[0], "high": s.interval[1],
-         "questions": len(s.amounts)}
-        for s in point.scores
-    ]  # fmt: skip
+    data["scores"] = [score.to_dict() for score in point.scores]
     return data
+
+
+def _point(data: Mapping[str, Any]) -> Point:
+    value = math.nan if data["value"] is None else data["value"]
+    return Point(
+        value, Recipe.from_dict(data["recipe"]), data["facts"], tuple(map(TaskScore.from_dict, data["scores"]))
+    )
