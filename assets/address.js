@@ -18,6 +18,15 @@
     timer = timer || setTimeout(write, 200)
   }
 
+  let form = null, asking = 0  // what the form says; loading a recipe changes many things one after the other
+  mergelab.formChanged = values => {
+    const now = JSON.stringify(values)
+    if (now === form) return
+    form = now
+    clearTimeout(asking)
+    asking = setTimeout(() => document.getElementById('settled').click(), 150)
+  }
+
   async function copied(text) {
     try { await navigator.clipboard.writeText(text); return true } catch { /* no permission, or no https */ }
     const field = Object.assign(document.createElement('textarea'), {value: text})

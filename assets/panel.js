@@ -86,6 +86,7 @@ window.mergelab = (() => {
     if (!meta || panel.host.offsetParent === null) return
     follows[meta.kind](panel, meta, ranksOf(panel.figure))
     panel.host.dataset.eta = String(Math.round(eta))
+    if (panel.drawn) panel.drawn()
   }
 
   async function draw(panel, value) {

@@ -52,6 +52,7 @@ class Form:
     stop: gr.Button
     link: gr.Button
     status: gr.HTML
+    settled: gr.Button  # the browser clicks it when something in the form has become another one, but for η
     yaml: gr.Code
 
     @property
@@ -204,6 +205,11 @@ def draw_form(lab: Lab) -> Form:
         )  # drawn when it is opened: an editor is a tenth of the page's weight
         apply = gr.Button("Apply this text to the form", size="sm")
 
+    form.settled = gr.Button(visible="hidden", elem_id="settled")
+    told_by = sorted(form.inputs - {form.eta, form.rest}, key=lambda widget: widget._id)
+    changing = [widget.change for widget in told_by]
+    # An answer makes a list of things "change" that are what they were: the browser looks.
+    gr.on(changing, None, told_by, None, js="(...values) => { mergelab.formChanged(values) }")
     form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
 
     def checked(data: dict) -> Any:

@@ -75,8 +75,8 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
     asked = gr.Textbox(visible="hidden")
     page.load(restored, asked, outputs, js="() => location.search", **LIGHT)
     form.example.input(started, form.example, outputs, trigger_mode="always_last", **LIGHT)
-    changing = [widget.change for widget in form.inputs - {form.eta, form.rest}]
-    changed = gr.on(changing, told(spelled), form.inputs, [words, form.example], trigger_mode="always_last", **LIGHT)
+    both = [words, form.example]
+    changed = form.settled.click(told(spelled), form.inputs, both, trigger_mode="always_last", **LIGHT)
     changed.then(None, words, None, js="words => mergelab.address(JSON.parse(words || '{}'))")
     form.eta.change(None, form.eta, None, js=f"eta => mergelab.address({{eta: eta === {_first_eta()} ? '' : eta}})")
     for name, widget in named.items():

@@ -159,14 +159,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 
     given = form.inputs | {facts, modules, shown}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.change, form.experts.change, form.base.change, form.then.change, form.overrides.change]
-    changes.append(form.rest.change)  # a recipe was loaded
-    changes += [
-        knob.release if isinstance(knob, gr.Slider) else knob.input
-        for knob in form.knobs.values()
-        if knob is not form.eta
-    ]
-    changed = gr.on(changes, analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
+    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
