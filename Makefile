@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test bench format assets clean
+.PHONY: app test bench format assets vendor clean
 
 app: $(VENV)/app
 	$(BIN)/python app.py
@@ -21,10 +21,14 @@ assets: $(VENV)/test  ## train the bundled experts again (minutes), then make th
 	$(BIN)/pip install -q -r assets/train/requirements.txt
 	$(BIN)/python assets/train/train_numbers.py
 	$(BIN)/python assets/train/train_digits.py
-	$(BIN)/python -m mergelab inspect assets/recipes/numbers-star.yaml --diagnose --json assets/analyses/numbers-star.json >/dev/null
+	$(BIN)/python assets/make_analyses.py
 	$(BIN)/python assets/make_story.py
 	$(BIN)/python assets/make_scores.py
 	$(BIN)/python assets/make_lessons.py
+
+vendor:  ## fetch the light bundle of plotly.js: make vendor VERSION=4.1.1
+	cd assets/vendor && npm pack --silent plotly.js-cartesian-dist-min@$(VERSION) \
+	  && tar -xzf *.tgz --strip-components=1 package/plotly-cartesian.min.js package/LICENSE && rm *.tgz
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

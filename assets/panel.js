@@ -86,6 +86,7 @@ window.mergelab = (() => {
     if (!meta || panel.host.offsetParent === null) return
     follows[meta.kind](panel, meta, ranksOf(panel.figure))
     panel.host.dataset.eta = String(Math.round(eta))
+    if (panel.drawn) panel.drawn()
   }
 
   async function draw(panel, value) {
@@ -95,8 +96,8 @@ window.mergelab = (() => {
     panel.narrow = panel.host.offsetWidth < 600
     const coarse = matchMedia('(pointer: coarse)').matches
     await Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
-      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
-      toImageButtonOptions: {filename: `mergelab-${panel.key}`, scale: 2}})
+      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage']})
+    if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {
       panel.bound = true
@@ -115,6 +116,7 @@ window.mergelab = (() => {
     host.setAttribute('role', 'figure') // not img: it holds buttons
     const panel = {host, key, trigger, figure: null, height: host.style.height}
     panels.add(panel)
+    mergelab.offerNumbers(panel)
     watch('value', () => draw(panel, props.value))
     draw(panel, props.value)
     new ResizeObserver(() => {

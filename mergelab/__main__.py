@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mergelab.commands.progress import followed, walked
 from mergelab.commands.repair import add_repair
+from mergelab.commands.report import add_report
 from mergelab.commands.sweep import add_sweep
 from mergelab.errors import MergeError
 from mergelab.files.push import push
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=_push)
 
     add_sweep(verbs)
+    add_report(verbs)
 
     verb = verbs.add_parser(
         "align", help="write a model in another one's coordinates: its neurons in the matching order"

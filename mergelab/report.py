@@ -95,6 +95,7 @@ class Report:
     peak_memory_mb: float = 0.0
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task -> who -> exact match, 0…1
 
     @property
     def decomposed(self) -> tuple[LayerReport, ...]:

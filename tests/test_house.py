@@ -19,8 +19,8 @@ ROOMS = {
     "__main__": "page commands table merging planning recipes report files errors",
     "page": "lessons plots lab table scores step repair limits method recipes report markdown assets errors",
     "lessons": "plots scores repair planning method recipes report maths assets",
-    "plots": "scores recipes report maths",
-    "commands": "lab table scores repair merging planning recipes report files errors",
+    "commands": "plots lab table scores step repair merging planning recipes report files errors",
+    "plots": "scores recipes report maths assets",
     "__init__": "verbs start merging planning method recipes report errors",
     "verbs": "lab scores step recipes model files errors",
     "lab": "table scores step repair limits merging planning method recipes report align tasks model files "

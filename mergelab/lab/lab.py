@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergelab.assets import ASSETS, bundled
+from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import ask_as_anybody, folder_of
 from mergelab.lab import lent
+from mergelab.lab.gallery import ANALYSES, FIRST, RECIPES, shipped_analysis
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
 from mergelab.lab.visits import Visits, own_folder
@@ -30,7 +31,7 @@ from mergelab.limits import Limits
 from mergelab.merging.devices import device_named
 from mergelab.merging.merge import merge
 from mergelab.merging.store import shared_store
-from mergelab.method import METHODS, method_named
+from mergelab.method import method_named
 from mergelab.model import Running, answer, running
 from mergelab.planning.check import Check, check
 from mergelab.planning.plan import Plan, plan
@@ -46,9 +47,9 @@ from mergelab.step import Step
 from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
-START = ASSETS / "recipes" / "numbers-star.yaml"  # what the page opens with
+START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
+SHIPPED = ANALYSES / f"{FIRST}.json"  # and its analysis, made in advance
 IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
-SHIPPED = ASSETS / "analyses" / "numbers-star.json"  # and its analysis, made in advance
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,20 @@ class Lab:
         return plan(recipe)
 
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
-        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash."""
-        work = self.opened(recipe)
-        full = replace(recipe, settings=work.settings)
+        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash.
+
+        That of an example is there already.
+        """
+        work, full = self.opened(recipe), self.with_all_settings(recipe)
         if full.hash in self.analyses:
             return self.analyses[full.hash]
-        report = yield from lent.analysed(work, self.device)
+        report = shipped_analysis(full) or (yield from lent.analysed(work, self.device))
         self.analyses.keep(full.hash, report)
         return report
+
+    def with_all_settings(self, recipe: Recipe) -> Recipe:
+        """The recipe as its analysis is kept: with the settings that it leaves at their defaults."""
+        return replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
 
     def merge(self, recipe: Recipe, ours: bool = False) -> Generator[Step, None, Run]:
         """Merge into a folder of its own. Returns the Run; kept under the name of that folder.
@@ -176,7 +183,7 @@ class Lab:
 
     def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """The run of a recipe: one that is kept, else made now."""
-        full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+        full = self.with_all_settings(recipe)
         return self.run_of(full) or (yield from self.merge(recipe))
 
     def push(self, run: Run, repo: str, token: str) -> str:
@@ -240,6 +247,21 @@ class Lab:
         for expert, task in own_tasks(run.recipe):
             own = self.model_folder(expert.source, run.recipe.base)
             yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
+
+    def noted(self, run: Run, scores: Sequence[Score], repaired: Sequence[float] = ()) -> Run:
+        """The run with its scores in its report, also those of its repair for each task; kept as it is then."""
+        found = {s.task: {"base": s.base, "expert": s.expert, "merged": s.merged} for s in scores}
+        found |= {s.task: found[s.task] | {"repaired": value} for s, value in zip(scores, repaired)}
+        run = replace(run, report=replace(run.report, scores=found))
+        self.runs.keep(run.folder.parent.name, run)
+        return run
+
+    def whole_report(self, run: Run) -> Generator[Step, None, Report]:
+        """All that is known of a run in one report: its analysis with the spectra, its hashes, its scores."""
+        analysis, own = (yield from self.analyse(run.recipe)), run.report
+        same = ("sha256", "inputs", "skipped", "alignment", "seconds", "peak_memory_mb", "device", "versions", "scores")
+        notes = tuple(dict.fromkeys((*own.notes, *analysis.notes)))
+        return replace(analysis, notes=notes, **{name: getattr(own, name) for name in same})
 
     def sweep(
         self, recipe: Recipe, knob: str, values: Sequence[float], asked: Sequence[Questions] | None = None
@@ -329,7 +351,7 @@ class Lab:
 def by_method(recipe: Recipe, method: str) -> Recipe:
     """The same experts merged by another method, with that method's defaults; their weights stay."""
     experts = tuple(replace(expert, settings={}) for expert in recipe.experts)
-    return replace(recipe, method=method, experts=experts, settings=METHODS[method].starting())
+    return replace(recipe, method=method, experts=experts, settings=method_named(method).starting())
 
 
 def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:

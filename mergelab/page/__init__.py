@@ -17,6 +17,8 @@ from mergelab.page.compare_tab import draw_compare_tab
 from mergelab.page.form import draw_form
 from mergelab.page.health import health_route
 from mergelab.page.learn_tab import draw_learn_tab
+from mergelab.page.light import LIGHTER
+from mergelab.page.link import draw_link
 from mergelab.page.merge_tab import draw_merge_tab
 from mergelab.page.panel import PAGE_CSS, SERVED
 from mergelab.page.prompt_tab import draw_prompt_tab
@@ -58,7 +60,8 @@ def build(lab: Lab) -> gr.Blocks:
                 with gr.Tab("Try prompts", id="prompts"):
                     draw_prompt_tab(lab, repair, form, merged, lines)
                 with gr.Tab("Learn", id="learn"):
-                    draw_learn_tab(form, tabs, spectra)
+                    step = draw_learn_tab(form, tabs, spectra)
+        draw_link(lab, form, tabs, spectra, {"step": step})
     return page
 
 
@@ -80,7 +83,7 @@ def launch(lab: Lab | None = None, **options):
         "show_error": False,
         "max_file_size": "20mb",
         "max_threads": 64,  # those who wait in line take one each
-        "app_kwargs": {"routes": [health_route(lab)]},
+        "app_kwargs": {"routes": [health_route(lab)]} | LIGHTER,
         "state_session_capacity": 500,
         "favicon_path": str(ASSETS / "icon.svg"),
     }

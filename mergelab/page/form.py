@@ -9,6 +9,7 @@ import yaml
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
+from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
@@ -30,6 +31,7 @@ KEEP, NOTHING = "as the base", "nothing"
 class Form:
     """The widgets of a recipe; reads them as a Recipe and fills them from one."""
 
+    example: gr.Dropdown
     base: gr.Dropdown
     experts: gr.Dropdown
     method: gr.Dropdown
@@ -48,7 +50,9 @@ class Form:
     analyse: gr.Button
     merge: gr.Button
     stop: gr.Button
+    link: gr.Button
     status: gr.HTML
+    settled: gr.Button  # the browser clicks it when something in the form has become another one, but for η
     yaml: gr.Code
 
     @property
@@ -136,6 +140,12 @@ def draw_form(lab: Lab) -> Form:
     start, form = Recipe.read(START), Form()
     names = list(bundled())
     typed = "a Hub id" if lab.limits.public else "a folder, a Hub id"
+    form.example = gr.Dropdown(
+        [(example.title, name) for name, example in examples().items()],
+        value=FIRST,
+        label="Start from an example",
+        elem_id="example",
+    )
     form.base = gr.Dropdown(
         [name for name in names if name.endswith("/base")],
         value=start.base,
@@ -166,6 +176,7 @@ def draw_form(lab: Lab) -> Form:
         form.analyse = gr.Button("Analyse", min_width=70)
         form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
         form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
+    form.link = gr.Button("Copy link", size="sm", elem_id="copy-link")
     form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
     form.overrides = gr.Dropdown(
         [],
@@ -191,10 +202,15 @@ def draw_form(lab: Lab) -> Form:
         form.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Of what a method draws at random.")
     with gr.Accordion("Recipe as YAML", open=False) as yaml:
         form.yaml = gr.Code(
-            start.to_yaml(), language="yaml", label="The same recipe for the command line", interactive=True
-        )
+            language="yaml", label="The same recipe for the command line", interactive=True, visible=False
+        )  # drawn when it is opened: an editor is a tenth of the page's weight
         apply = gr.Button("Apply this text to the form", size="sm")
 
+    form.settled = gr.Button(visible="hidden", elem_id="settled")
+    told_by = sorted(form.inputs - {form.eta, form.rest}, key=lambda widget: widget._id)
+    changing = [widget.change for widget in told_by]
+    # An answer makes a list of things "change" that are what they were: the browser looks.
+    gr.on(changing, None, told_by, None, js="(...values) => { mergelab.formChanged(values) }")
     form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
 
     def checked(data: dict) -> Any:
@@ -211,7 +227,8 @@ def draw_form(lab: Lab) -> Form:
     gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
-    yaml.expand(told(lambda data: form.recipe(data).to_yaml()), form.inputs, form.yaml, **LIGHT | {"queue": False})
+    as_yaml = told(lambda data: gr.update(value=form.recipe(data).to_yaml(), visible=True))
+    yaml.expand(as_yaml, form.inputs, form.yaml, **LIGHT | {"queue": False})
     apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **LIGHT)
     return form
 

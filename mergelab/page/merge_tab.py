@@ -13,6 +13,7 @@ from mergelab.page.form import Form
 from mergelab.page.history import History, draw_history, settings_in_words
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
+from mergelab.page.report_buttons import draw_report
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
 from mergelab.plots import spectra as plots
 
@@ -44,6 +45,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     draw_push(lab, merged, form.status)
+    draw_report(lab, merged, form.status)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
     with gr.Accordion("Report: a row per module and expert", open=False):
@@ -65,6 +67,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         for score, (expert, _) in zip(scores, own_tasks(run.recipe) if data[repaired_too] else ()):
             yield {form.status: running("Repairing and scoring", Step(len(found), total, score.task))}
             found.append(repair.repaired_score(run, expert.source))
+        lab.noted(run, scores, found)
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),

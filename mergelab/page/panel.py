@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 
 from mergelab.assets import ASSETS
-from mergelab.plots.spectra import PLOTLY_JS
 
+PLOTLY_JS = ASSETS / "vendor" / "plotly-cartesian.min.js"  # of the version that the plotly package has
 PANEL_JS = ASSETS / "panel.js"
+ADDRESS_JS, NUMBERS_JS = ASSETS / "address.js", ASSETS / "numbers.js"
 PAGE_CSS = ASSETS / "page.css"
-SERVED = [PLOTLY_JS, PANEL_JS, ASSETS / "learn.js"]
+SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "learn.js"]
 HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
 
 _TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'

@@ -1,6 +1,6 @@
 """The first tab: what the recipe keeps of each delta, module by module, before anything is merged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,12 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 
 @dataclass(frozen=True)
 class Spectra:
-    """What other tabs may choose in this one, which analyses by itself whatever recipe they put into the form."""
+    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis."""
 
     facts: gr.Dropdown
     modules: gr.Dropdown
+    outputs: list
+    pictures: Callable[[Report, str, str], dict[Any, Any]]
 
 
 def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
@@ -111,12 +113,16 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     @job(form.status, "Analysing")
     def analyse(data: dict) -> Iterator[Step | dict]:
         report = yield from lab.analyse(form.recipe(data))
-        fact = data[facts] if data[facts] in report.facts else report.facts[0]
-        module = plots.layer_named(report, data[modules]).name if report.decomposed else None
+        count = f"{len(report.decomposed)} matrices of {len(report.experts)} experts"
+        said = f"{count} analysed in {report.seconds:.1f} s." if report.seconds else f"{count}, analysed in advance."
+        words = {form.status: saying(" ".join([said, *report.notes]), "good")}
+        yield words | pictures(report, data[facts], data[modules])
+
+    def pictures(report: Report, fact: str, module: str | None) -> dict[Any, Any]:
+        fact = fact if fact in report.facts else report.facts[0]
+        module = plots.layer_named(report, module or "").name if report.decomposed else None
         csv, json = (str(path) for path in saved_analysis(lab, report))
-        said = f"{len(report.decomposed)} matrices of {len(report.experts)} experts analysed in {report.seconds:.1f} s."
-        yield {
-            form.status: saying(" ".join([said, *report.notes]), "good"),
+        return {
             shown: Recipe.from_dict(report.recipe).hash,
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
@@ -129,10 +135,17 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 
     def analyse_if_quick(data: dict) -> Iterator[Any]:
         sources = [data[form.base], *(data[form.experts] or [])]
-        if all(source in bundled() for source in sources):
+        if all(source in bundled() for source in sources) and not is_shown(data):
             yield from analyse(data)
         else:
             yield gr.skip()  # gradio empties what a generator says nothing of
+
+    def is_shown(data: dict) -> bool:
+        """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
+        try:
+            return lab.with_all_settings(form.recipe(data)).hash == data[shown]
+        except MergeError:
+            return False
 
     def clicked(key: str, event: gr.EventData) -> str:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
@@ -144,21 +157,13 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
     facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
 
-    given = form.inputs | {facts, modules}
+    given = form.inputs | {facts, modules, shown}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changes = [form.method.change, form.experts.change, form.base.change, form.then.change, form.overrides.change]
-    changes.append(form.rest.change)  # a recipe was loaded
-    changes += [
-        knob.release if isinstance(knob, gr.Slider) else knob.input
-        for knob in form.knobs.values()
-        if knob is not form.eta
-    ]
-    changed = gr.on(changes, analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
+    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **LIGHT)
-
-    return Spectra(facts, modules)
+    return Spectra(facts, modules, outputs, pictures)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:

@@ -55,7 +55,11 @@ def variance_ratio(
         traces.append(_theory(names, theory))
     alt = "; ".join(_told(report, plain.get(report.task, ()), merged) for report in reports)
     layout = _layout("log₂(variance / expert's)")
-    layout["meta"] = {"half": True, "alt": f"Variance from {site_label(names[0])} to {site_label(names[-1])}: {alt}"}
+    layout["meta"] = {
+        "half": True,
+        "across": "site",
+        "alt": f"Variance from {site_label(names[0])} to {site_label(names[-1])}: {alt}",
+    }
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"tickangle": -50}
     layout["shapes"] = [_level(0)]
     return {"data": traces, "layout": layout}
@@ -125,7 +129,7 @@ def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Fig
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"showgrid": False, "tickangle": -60}
     worst = min((value, report.task, site) for report, row in zip(reports, z) for value, site in zip(row, names))
     alt = f"Heatmap of log2 variance ratios, {whose}: {len(names)} sites, {len(reports)} tasks; lowest {worst[0]:.2f} "
-    layout["meta"] = {"half": True, "alt": f"{alt}({worst[1]}, {worst[2]})."}
+    layout["meta"] = {"half": True, "across": "site", "alt": f"{alt}({worst[1]}, {worst[2]})."}
     return {"data": [trace], "layout": layout}
 
 
@@ -239,7 +243,10 @@ def repaired_bars(
     ]
     layout = _layout("", {"tickformat": ".0%", "range": [0, 1.1], "fixedrange": True})
     layout["xaxis"] |= {"type": "category", "fixedrange": True}
-    return {"data": traces, "layout": layout | {"barmode": "group", "meta": {"half": True, "alt": "; ".join(told)}}}
+    return {
+        "data": traces,
+        "layout": layout | {"barmode": "group", "meta": {"half": True, "across": "task", "alt": "; ".join(told)}},
+    }
 
 
 def _bars(reports: Sequence[RepairReport], kind: str, name: str, tested: Mapping[str, int]) -> dict:

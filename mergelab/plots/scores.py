@@ -30,7 +30,8 @@ def board_bars(board: Board) -> Figure:
     said = [
         ", ".join(f"{name} {_said(found[i], exact)}" for name, found in bars if found[i]) for i in range(len(groups))
     ]
-    layout["meta"] = {"alt": "; ".join(f"{task}: {numbers}" for task, numbers in zip(groups, said)), "tall": 520}
+    alt = "; ".join(f"{task}: {numbers}" for task, numbers in zip(groups, said))
+    layout["meta"] = {"alt": alt, "tall": 520, "across": "task"}
     return {"data": traces, "layout": layout}
 
 
@@ -198,8 +199,8 @@ def _average(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:
     if report.knob != EXPERTS:
         at, means = [x[0], x[-1]], [means[0], means[0]]
     line = {"color": PLAIN, "width": 2, "dash": "dash"}
-    low = _curve("", at, [mean.low for mean in means], {"width": 0})
-    high = _curve("", at, [mean.high for mean in means], {"width": 0})
+    low = _curve("the average, low", at, [mean.low for mean in means], {"width": 0})
+    high = _curve("the average, high", at, [mean.high for mean in means], {"width": 0})
     hidden = {"showlegend": False, "hoverinfo": "skip", "mode": "lines", "customdata": None}
     band = high | hidden | {"fill": "tonexty", "fillcolor": "rgba(156,163,175,0.18)"}
     middle = _curve("the average", at, [mean.value for mean in means], line)

@@ -2,22 +2,20 @@
 
 One function per picture. Colours of text and grid are left to the page's theme. assets/panel.js reads `layout.meta`:
 `eta` is what a figure needs to follow η in the browser; `pair` marks two plots that stand one above the other on a
-phone, `tall` their height there; `says` is the sentence over the heatmap; every figure has `alt`.
+phone, `tall` their height there; `says` is the sentence over the heatmap; `across` is what the x axis is, where no
+title says so; every figure has `alt`.
 """
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly
 
 from mergelab.recipes.varying import depths, elsewhere, value_at
 from mergelab.report import FACTS, LayerReport, Report
 
 Figure = dict[str, Any]
-PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
 MERGED_COLOUR = "#8b8b95"
 LIVE = "rank kept"  # the fact that follows η in the browser
@@ -43,7 +41,7 @@ def fact_heatmap(report: Report, fact: str, eta: float) -> Figure:
     z = np.array([[v] if single else v for v in values], dtype=float).T  # (row, module)
     figure = _heat(layers, rows, z, [[_short(x) for x in row] for row in z], f"{fact}: %{{z:.4g}}")
     alt = f"Heatmap of {fact}: {len(layers)} modules from left to right, {len(rows)} rows."
-    figure["layout"]["meta"] = {"alt": alt, "says": f"{fact}: {FACTS.get(fact, fact)}."}
+    figure["layout"]["meta"] = {"alt": alt, "across": "module", "says": f"{fact}: {FACTS.get(fact, fact)}."}
     return figure
 
 
@@ -60,6 +58,7 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     alt = f"Heatmap of the share of singular directions kept: {len(layers)} modules, {len(report.experts)} experts."
     figure["layout"]["meta"] = {
         "alt": alt,
+        "across": "module",
         "eta": {"kind": "heat", "shape": table.shape, "table": _u16(table), "full": full.tolist(), "held": held},
     }
     return figure
@@ -191,7 +190,7 @@ def score_bars(rows: Sequence[tuple]) -> Figure:
         "xaxis": {"automargin": True, "fixedrange": True},
         "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
         "legend": {"orientation": "h", "y": 1.14, "x": 0},
-        "meta": {"alt": "; ".join(_told(*row) for row in rows)},
+        "meta": {"alt": "; ".join(_told(*row) for row in rows), "across": "task"},
     }
     return {"data": traces, "layout": layout}
 

@@ -1,0 +1,44 @@
+"""Makes the pictures of every example: `python assets/make_analyses.py` writes assets/analyses/NAME.json of each."""
+
+import json
+import os
+from dataclasses import asdict, replace
+
+from mergelab.lab.gallery import examples
+from mergelab.merging.merge import inspect
+from mergelab.merging.store import shared_store
+from mergelab.planning.plan import plan
+from mergelab.report import Report
+
+
+def main() -> None:
+    os.environ["MERGELAB_CACHE"] = "off"  # or an analysis would say what it found there
+    for example in examples().values():
+        shared_store.cache_clear()
+        report = replace(analysed(example.recipe), seconds=0.0, peak_memory_mb=0.0)
+        text = json.dumps(_rounded(asdict(report)), ensure_ascii=False, separators=(",", ":"))
+        example.analysis.write_text(text + "\n", encoding="utf-8")
+        print(f"{example.analysis.name}: {len(text) / 1000:.0f} kB")
+
+
+def analysed(recipe) -> Report:
+    """The analysis of a recipe, as the page makes it."""
+    job = inspect(plan(recipe), diagnose=True)
+    try:
+        while True:
+            next(job)
+    except StopIteration as end:
+        return end.value
+
+
+def _rounded(value):
+    """Numbers to five digits: more than a picture shows."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

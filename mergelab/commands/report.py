@@ -1,0 +1,49 @@
+"""The command `mergelab report`: all that there is to say of a recipe, as one HTML page and as one JSON file."""
+
+import argparse
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+from mergelab.lab.lab import Lab
+from mergelab.plots.document import document
+from mergelab.recipes.recipe import Recipe
+from mergelab.report import Report
+from mergelab.step import Step
+from mergelab.table import written_to
+
+
+def add_report(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    verb = verbs.add_parser("report", help="write what a recipe would do as a page to show around; writes no model")
+    verb.add_argument("recipe", metavar="RECIPE.yaml")
+    verb.add_argument("out", metavar="OUT.html", help="a page that needs no network and nothing beside it")
+    verb.add_argument("--scores", action="store_true", help="merge it for the while, and score it on the bundled tasks")
+    verb.add_argument("--json", metavar="FILE", help="write everything there, singular values included")
+    verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    verb.set_defaults(verb=_report)
+
+
+def _report(asked: argparse.Namespace) -> None:
+    report = reported(Lab(device=asked.device), Recipe.read(asked.recipe), asked.scores)
+    written_to(asked.out, document(report))
+    if asked.json:
+        written_to(asked.json, report.to_json())
+    print(f"{asked.out}: {len(report.decomposed)} matrices of {len(report.experts)} experts")
+
+
+def reported(lab: Lab, recipe: Recipe, scores: bool = False) -> Report:
+    """The report of a recipe: its analysis and, if asked for, the scores and hashes of its merge."""
+    if not scores:
+        return _end(lab.analyse(recipe))
+    run = _end(lab.merge(recipe))
+    return _end(lab.whole_report(lab.noted(run, list(lab.scores(run)))))
+
+
+def _end(job: Generator[Step, None, Any]) -> Any:
+    with closing(job):
+        while True:
+            try:
+                next(job)
+            except StopIteration as end:
+                return end.value
