@@ -1,6 +1,7 @@
 """Many workers: the same bytes, dearest first, in parts, and nothing left of those that were stopped."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mergelab.maths import inner
 from mergelab.maths.spectral import LowRank
 from mergelab.merging import walk
 from mergelab.merging.devices import Team, workers_for
+from mergelab.merging.walk import walked
 
 
 def sha256(report):
@@ -148,3 +150,19 @@ def test_inner_products_are_those_of_the_entries_however_a_delta_is_held():
 def test_lengths_are_right_where_squares_leave_the_range_of_float32(size):
     assert inner.norm(torch.full((5, 5), size)) == pytest.approx(5 * size, rel=1e-6)
     assert inner.finite(torch.full((5, 5), 3e38)) and not inner.finite(torch.tensor([1.0, float("nan")]))
+
+
+def test_a_crew_that_is_ended_while_it_begins_lets_nobody_wait(monkeypatch):
+    begun = ThreadPoolExecutor.submit
+
+    def ended(pool, work):
+        if pool._threads:
+            raise KeyboardInterrupt
+        return begun(pool, work)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", ended)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        next(walked({"a": 1.0}, str, workers=2))
+    assert torch.get_num_threads() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mergelab")]

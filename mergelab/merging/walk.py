@@ -8,6 +8,7 @@ not depend on the number of workers.
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from math import prod
 from typing import TypeVar
 
@@ -78,11 +79,18 @@ def _crew(workers: int) -> ThreadPoolExecutor:
     def begin() -> None:
         torch.get_num_threads()  # a thread takes over the general number at its first question, and never again
         torch.set_num_threads(1)
-        ready.wait()
+        with suppress(threading.BrokenBarrierError):
+            ready.wait()
 
     pool = ThreadPoolExecutor(workers, "mergelab", begin)
-    for _ in range(workers):
-        pool.submit(int)  # a thread is begun only when there is something to do
-    ready.wait()
-    torch.set_num_threads(before)  # the number is a thread's own; new threads take that which was set last
+    try:
+        for _ in range(workers):
+            pool.submit(int)  # a thread is begun only when there is something to do
+        ready.wait()
+    except BaseException:  # ended while they begin: nobody is to wait for those that never will
+        ready.abort()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(before)  # the number is a thread's own; new threads take that which was set last
     return pool
