@@ -23,7 +23,10 @@ def words_of(recipe: Recipe) -> dict[str, str]:
     same = [example for example in examples().values() if _with_eta(example.recipe, _ETA) == plain]
     usual = _eta(same[0].recipe) if same else _ETA
     name = same[0].name if same else CODE + coded(_shortened(plain))
-    return {"recipe": "" if name == FIRST else name, "eta": "" if eta is None or eta == usual else f"{eta:g}"}
+    return {
+        "recipe": "" if name == FIRST else name,
+        "eta": "" if eta is None or eta == usual else repr(eta).removesuffix(".0"),
+    }
 
 
 def recipe_of(words: Mapping[str, str]) -> Recipe:
