@@ -89,14 +89,21 @@ window.mergelab = (() => {
     if (panel.drawn) panel.drawn()
   }
 
+  // Where a page has a <base>, plotly writes the page's address into each clip; but the address is free to change.
+  function baseless(act) {
+    const base = document.querySelector('base[href]'), href = base && base.getAttribute('href')
+    if (base) base.removeAttribute('href')
+    try { return act() } finally { if (base) base.setAttribute('href', href) }
+  }
+
   async function draw(panel, value) {
     panel.figure = value ? JSON.parse(value) : null
     if (!panel.figure) { Plotly.purge(panel.host); return }
     const {data, layout} = fitted(panel, panel.figure)
     panel.narrow = panel.host.offsetWidth < 600
     const coarse = matchMedia('(pointer: coarse)').matches
-    await Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
-      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage']})
+    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
+      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage']}))
     if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {

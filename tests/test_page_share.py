@@ -227,3 +227,13 @@ def test_the_first_load_is_less_than_a_megabyte(browser, url):  # noqa: F811
     fresh.wait_for_timeout(1000)
     fresh.context.close()
     assert 300_000 < sum(sizes) < 1_000_000
+
+
+def test_a_figure_is_drawn_the_same_after_the_address_has_changed(page):  # noqa: F811
+    clips = "[...document.querySelectorAll('[clip-path*=http]')].map(node => node.getAttribute('clip-path'))"
+    moved(page, 5)
+    rewritten(page, "eta=45")
+    asked = len(page.asked)
+    moved(page, 5)
+    rewritten(page, "eta=50")
+    assert page.evaluate(clips) == [] and page.asked[asked:] == []
