@@ -103,7 +103,7 @@ window.mergelab = (() => {
     panel.narrow = panel.host.offsetWidth < 600
     const coarse = matchMedia('(pointer: coarse)').matches
     await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
-      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage']}))
+      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage', 'sendChartToCloud']}))
     if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {
