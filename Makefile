@@ -11,8 +11,8 @@ app: $(VENV)/app
 test: $(VENV)/test chromium
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/test  ## measure whole merges against the textbook way (a quarter of an hour on a quiet machine)
-	$(BIN)/python benchmarks/jobs.py
+bench: $(VENV)/test  ## every table of benchmarks/README.md in one run; MERGEKIT=PYTHON: an interpreter that has mergekit
+	$(BIN)/python benchmarks/jobs.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
