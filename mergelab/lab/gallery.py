@@ -1,5 +1,6 @@
 """The recipes to start from: each a file with a title and a sentence above it, and its analysis made in advance."""
 
+import gzip
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ class Example:
     @property
     def analysis(self) -> Path:
         """Where its analysis is shipped."""
-        return ANALYSES / f"{self.name}.json"
+        return ANALYSES / f"{self.name}.json.gz"
 
 
 @lru_cache
@@ -48,7 +49,7 @@ def shipped_analysis(recipe: Recipe) -> Report | None:
     """The analysis that was made in advance of exactly this recipe."""
     known = {example.recipe.hash: example for example in examples().values()}
     example = known.get(recipe.hash)
-    return Report.from_json(example.analysis.read_text(encoding="utf-8")) if example else None
+    return Report.from_json(gzip.decompress(example.analysis.read_bytes()).decode()) if example else None
 
 
 def _rank(name: str) -> int:

@@ -23,7 +23,7 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import ask_as_anybody, folder_of
 from mergelab.lab import lent
-from mergelab.lab.gallery import ANALYSES, FIRST, RECIPES, shipped_analysis
+from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
 from mergelab.lab.visits import Visits, own_folder
@@ -48,7 +48,6 @@ from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
-SHIPPED = ANALYSES / f"{FIRST}.json"  # and its analysis, made in advance
 IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
 
 
@@ -402,7 +401,7 @@ def _size_of(report: Report) -> int:
 
 def start_analysis(lab: Lab) -> Report:
     """The analysis that the page opens with: shipped, so that the first picture waits for nothing."""
-    report = Report.from_json(SHIPPED.read_text(encoding="utf-8"))
+    report = shipped_analysis(examples()[FIRST].recipe)
     lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
     return report
 
