@@ -4,7 +4,10 @@ from collections.abc import Collection
 
 
 def make_room(size: float, most: float, spared: Collection[str]) -> None:
-    """Remove downloaded models until so many bytes more fit below a bound. spared: names that stay."""
+    """Remove downloaded models until so many bytes fit below a bound beside what stays.
+
+    spared: the names of the models whose bytes these are; what of them is here already is not counted twice.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -12,10 +15,11 @@ def make_room(size: float, most: float, spared: Collection[str]) -> None:
         cache = scan_cache_dir()
     except CacheNotFound:
         return
-    taken, named = cache.size_on_disk, {name.partition("@")[0] for name in spared}
-    for repo in sorted(cache.repos, key=lambda repo: repo.last_accessed):
+    named = {name.partition("@")[0] for name in spared}
+    others = sorted((repo for repo in cache.repos if repo.repo_id not in named), key=lambda repo: repo.last_accessed)
+    taken = sum(repo.size_on_disk for repo in others)
+    for repo in others:
         if taken + size <= most:
             return
-        if repo.repo_id not in named:
-            cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
-            taken -= repo.size_on_disk
+        cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+        taken -= repo.size_on_disk
