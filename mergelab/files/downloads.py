@@ -1,5 +1,6 @@
 """What has come from the Hub and lies in this machine's cache: bounded, the model unused for longest goes first."""
 
+import shutil
 from collections.abc import Collection
 
 
@@ -21,5 +22,5 @@ def make_room(size: float, most: float, spared: Collection[str]) -> None:
     for repo in others:
         if taken + size <= most:
             return
-        cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+        shutil.rmtree(repo.repo_path, ignore_errors=True)  # not by revision: two models may have one of the same name
         taken -= repo.size_on_disk
