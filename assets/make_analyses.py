@@ -5,32 +5,21 @@ import json
 import os
 from dataclasses import asdict, replace
 
+from mergelab import inspect, plan, result
 from mergelab.lab.gallery import examples
-from mergelab.merging.merge import inspect
 from mergelab.merging.store import shared_store
-from mergelab.planning.plan import plan
-from mergelab.report import Report
 
 
 def main() -> None:
     os.environ["MERGELAB_CACHE"] = "off"  # or an analysis would say what it found there
     for example in examples().values():
         shared_store.cache_clear()
-        report = replace(analysed(example.recipe), seconds=0.0, peak_memory_mb=0.0)
+        analysis = result(inspect(plan(example.recipe), diagnose=True))  # as the page makes it
+        report = replace(analysis, seconds=0.0, peak_memory_mb=0.0)
         text = json.dumps(_rounded(asdict(report)), ensure_ascii=False, separators=(",", ":"))
         packed = gzip.compress(text.encode(), mtime=0)  # the same analysis, the same bytes
         example.analysis.write_bytes(packed)
         print(f"{example.analysis.name}: {len(packed) / 1000:.0f} kB")
-
-
-def analysed(recipe) -> Report:
-    """The analysis of a recipe, as the page makes it."""
-    job = inspect(plan(recipe), diagnose=True)
-    try:
-        while True:
-            next(job)
-    except StopIteration as end:
-        return end.value
 
 
 def _rounded(value):

@@ -4,9 +4,9 @@
 """
 
 import json
-from collections.abc import Generator
 from typing import Any
 
+from mergelab import result
 from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab
 from mergelab.lessons.answers import ANSWERS, SCORED, Scored, packed
@@ -18,25 +18,16 @@ from mergelab.scores.questions import Questions
 from mergelab.tasks import tasks
 
 
-def made(job: Generator) -> Any:
-    """Walk a job to its end; its result."""
-    try:
-        while True:
-            next(job)
-    except StopIteration as end:
-        return end.value
-
-
 def scored(lab: Lab, wanted: Scored) -> dict[str, Any]:
     """The answers of one sweep."""
     asked = wanted.asked and [Questions(task, tasks()[task].test) for task in wanted.asked]
-    return packed(made(lab.sweep(wanted.recipe, wanted.knob, wanted.values, asked)))
+    return packed(result(lab.sweep(wanted.recipe, wanted.knob, wanted.values, asked)))
 
 
 def told(lab: RepairLab, name: str) -> dict[str, float]:
     """One story of the Repair tab, summed up."""
     recipe, align = STORIES[name]
-    return summed_up(made(lab.tell(Trial(recipe), align)).outcome)
+    return summed_up(result(lab.tell(Trial(recipe), align)).outcome)
 
 
 def main() -> None:

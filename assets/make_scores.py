@@ -1,10 +1,8 @@
 """Makes what the Scores and Sweep tabs open with: `python assets/make_scores.py` (half a minute)."""
 
 import json
-from collections.abc import Generator
-from typing import Any
 
-from mergelab import METHODS, Recipe
+from mergelab import METHODS, Recipe, result
 from mergelab.lab.lab import START, Lab, by_method
 from mergelab.lab.shipped import BOARD, SWEEP
 from mergelab.scores.knobs import knobs_of, sensible_range, spread
@@ -12,21 +10,14 @@ from mergelab.scores.knobs import knobs_of, sensible_range, spread
 RIVALS = ("linear", "task_arithmetic", "ties", "drm_h", "tsv_m")
 
 
-def made(job: Generator) -> Any:
-    """Walk a job to its end; its result."""
-    try:
-        while True:
-            next(job)
-    except StopIteration as end:
-        return end.value
-
-
 def main() -> None:
     lab, start = Lab(), Recipe.read(START)
     recipes = {METHODS[start.method].title: start} | {METHODS[name].title: by_method(start, name) for name in RIVALS}
-    board = made(lab.scoreboard(start, {title: made(lab.merged(recipe)).folder for title, recipe in recipes.items()}))
+    board = result(
+        lab.scoreboard(start, {title: result(lab.merged(recipe)).folder for title, recipe in recipes.items()})
+    )
     low, high, count = sensible_range(eta := knobs_of(METHODS["star"], len(start.experts))["eta"])
-    sweep = made(lab.sweep(start, "eta", spread(low, high, count, eta.step)))
+    sweep = result(lab.sweep(start, "eta", spread(low, high, count, eta.step)))
     for path, found in ((BOARD, board), (SWEEP, sweep)):
         path.write_text(json.dumps(found.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 

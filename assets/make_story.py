@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mergelab import result
 from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab
 from mergelab.repair.outcome import Trial
@@ -10,12 +11,8 @@ from mergelab.repair.stories import STORIES, STORY
 
 def main() -> None:
     recipe, align = next(iter(STORIES.values()))
-    job = RepairLab(Lab(device="cpu")).tell(Trial(recipe), align)
-    try:
-        while True:
-            next(job)
-    except StopIteration as end:
-        STORY.write_text(replace(end.value.outcome, seconds=0.0).to_json(), encoding="utf-8")
+    told = result(RepairLab(Lab(device="cpu")).tell(Trial(recipe), align))
+    STORY.write_text(replace(told.outcome, seconds=0.0).to_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -209,19 +209,14 @@ def merged_again(bench: Bench, pairs: int) -> None:
 
 TWICE = """
 import json, statistics, sys, tempfile, time
-from mergelab import Expert, Recipe, merge, plan
+from mergelab import Expert, Recipe, merge, plan, result
 from mergelab.scores.sweep import sweep
 
 def recipe(eta):
     return Recipe(sys.argv[1], tuple(map(Expert, sys.argv[2:])), "star", {"eta": eta})
 
 def seconds(eta, out):
-    job = merge(plan(recipe(eta)), out)
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value.seconds
+    return result(merge(plan(recipe(eta)), out)).seconds
 
 with tempfile.TemporaryDirectory() as folder:
     said = [seconds(40.0, folder + "/first"), seconds(35.0, folder + "/again")]

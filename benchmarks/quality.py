@@ -7,6 +7,7 @@ prompts but where a row says "best of".
 import tempfile
 from pathlib import Path
 
+from mergelab import result
 from mergelab.lab.lab import Lab
 from mergelab.recipes.recipe import Expert, Recipe
 
@@ -52,13 +53,9 @@ def means(lab: Lab, method: str, settings: dict, count: int, then: dict | None =
     """Mean exact match over the first `count` skills: of the base, of each skill's own expert, of the merge."""
     settings = settings | ({"lambda": settings["lambda"] / count} if "lambda" in settings else {})
     experts = tuple(Expert(f"numbers/{skill}") for skill in SKILLS[:count])
-    job = lab.merge(Recipe("numbers/base", experts, method, settings, then=then or {}))
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            scores = list(lab.scores(end.value))
-            return tuple(sum(getattr(s, who) for s in scores) / count for who in ("base", "expert", "merged"))
+    run = result(lab.merge(Recipe("numbers/base", experts, method, settings, then=then or {})))
+    scores = list(lab.scores(run))
+    return tuple(sum(getattr(s, who) for s in scores) / count for who in ("base", "expert", "merged"))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from mergelab import result
 from mergelab.lab.lab import Lab
 from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
 from mergelab.recipes.recipe import Expert, Recipe
@@ -29,19 +30,11 @@ RULES = {
 }
 
 
-def finished(job):
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
-
-
 def measured(lab: Lab, names: tuple[str, ...]) -> tuple[dict[int, float], dict[str, int]]:
     """The mean exact match at each η, and what each rule suggests."""
     recipe = Recipe("numbers/base", tuple(Expert(f"numbers/{name}") for name in names), "star")
-    report = finished(lab.analyse(recipe))
-    swept = finished(lab.sweep(recipe, "eta", GRID))
+    report = result(lab.analyse(recipe))
+    swept = result(lab.sweep(recipe, "eta", GRID))
     scores = {int(point.value): point.mean.value for point in swept.points}
     return scores, {title: suggested_eta(report, rule) for title, rule in RULES.items()}
 

@@ -15,7 +15,8 @@ from mergelab.planning.check import check
 from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import LayerReport, Report
-from mergelab.verbs import generate, result, sweep
+from mergelab.step import result
+from mergelab.verbs import generate, sweep
 
 __version__ = "0.1.0"
 __all__ = [

@@ -2,24 +2,12 @@
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from mergelab.errors import MergeError
 from mergelab.files.sources import folder_of
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-
-Made = TypeVar("Made")
-
-
-def result(job: Generator[Any, None, Made]) -> Made:
-    """Walk a long verb to its end; what it returns."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def sweep(

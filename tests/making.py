@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergelab import Expert, Layer, Recipe, merge, plan
+from mergelab import result as finished
 from mergelab.maths.spectral import LowRank
 
 
@@ -74,15 +75,6 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], **config) -> Path:
 def recipe_of(base: Path, *experts: Path | str, method: str = "linear", **more) -> Recipe:
     """A recipe for folders."""
     return Recipe(str(base), tuple(Expert(str(expert)) for expert in experts), method, **more)
-
-
-def finished(job):
-    """Walk a generator to its end; what it returns."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def merged(recipe: Recipe, out: Path):

@@ -21,7 +21,7 @@ ROOMS = {
     "lessons": "plots scores repair planning method recipes report maths assets",
     "commands": "plots lab table scores step repair merging planning recipes report files errors",
     "plots": "scores recipes report maths assets",
-    "__init__": "verbs start merging planning method recipes report errors",
+    "__init__": "verbs start step merging planning method recipes report errors",
     "verbs": "lab scores step recipes model files errors",
     "lab": "table scores step repair limits merging planning method recipes report align tasks model files "
     "assets errors",

@@ -1,15 +1,12 @@
 """The command `mergelab report`: all that there is to say of a recipe, as one HTML page and as one JSON file."""
 
 import argparse
-from collections.abc import Generator
-from contextlib import closing
-from typing import Any
 
 from mergelab.lab.lab import Lab
 from mergelab.plots.document import document
 from mergelab.recipes.recipe import Recipe
 from mergelab.report import Report
-from mergelab.step import Step
+from mergelab.step import result
 from mergelab.table import written_to
 
 
@@ -35,15 +32,6 @@ def _report(asked: argparse.Namespace) -> None:
 def reported(lab: Lab, recipe: Recipe, scores: bool = False) -> Report:
     """The report of a recipe: its analysis and, if asked for, the scores and hashes of its merge."""
     if not scores:
-        return _end(lab.analyse(recipe))
-    run = _end(lab.merge(recipe))
-    return _end(lab.whole_report(lab.noted(run, list(lab.scores(run)))))
-
-
-def _end(job: Generator[Step, None, Any]) -> Any:
-    with closing(job):
-        while True:
-            try:
-                next(job)
-            except StopIteration as end:
-                return end.value
+        return result(lab.analyse(recipe))
+    run = result(lab.merge(recipe))
+    return result(lab.whole_report(lab.noted(run, list(lab.scores(run)))))

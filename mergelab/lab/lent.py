@@ -7,6 +7,7 @@ reports travel, and nothing else. Elsewhere these are plain generators.
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mergelab.planning.estimate import estimate
 from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Recipe
 from mergelab.report import LayerReport, Report
-from mergelab.step import Step
+from mergelab.step import Step, relayed
 
 LEAST, MOST = 30, 300  # seconds that are asked for
 
@@ -81,15 +82,8 @@ def seconds_for(work: Plan) -> int:
 
 def counted(job: Generator[LayerReport, None, Report], total: int) -> Generator[Step, None, Report]:
     """The job with its LayerReports as Steps."""
-    done = 0
-    with closing(job):
-        while True:
-            try:
-                layer = next(job)
-            except StopIteration as end:
-                return end.value
-            done += 1
-            yield Step(done, total, layer.name)
+    done = count(1)
+    return (yield from relayed(job, lambda layer: Step(next(done), total, layer.name)))
 
 
 def _reported(job: Generator[Step | Report, None, None]) -> Generator[Step, None, Report]:

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from mergelab.errors import MergeError
 from mergelab.limits import Limits
+from mergelab.step import relayed
 
 GLANCE = 0.5  # seconds between two looks at how many are before: Stop takes no longer
 
@@ -78,18 +79,16 @@ class Line:
 def within(work: Iterator[Any], minutes: float | None) -> Generator[Any, None, Any]:
     """What the work yields, and what it returns; it is closed, with a MergeError, when its time is up."""
     end = time.monotonic() + 60 * (minutes or float("inf"))
-    with closing(work):
-        while True:
-            try:
-                news = next(work)
-            except StopIteration as done:
-                return done.value
-            if time.monotonic() > end:
-                raise MergeError(
-                    f"This took more than {minutes:g} minutes, which is what one job may take here, and was stopped. "
-                    "Take smaller models, fewer experts, or run mergelab yourself."
-                )
-            yield news
+
+    def in_time(news: Any) -> Any:
+        if time.monotonic() > end:
+            raise MergeError(
+                f"This took more than {minutes:g} minutes, which is what one job may take here, and was stopped. "
+                "Take smaller models, fewer experts, or run mergelab yourself."
+            )
+        return news
+
+    return (yield from relayed(work, in_time))
 
 
 @cache

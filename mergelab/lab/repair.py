@@ -22,7 +22,7 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import Lab, Run, Step, zipped
+from mergelab.lab.lab import Lab, Run, zipped
 from mergelab.merging.merge import merge
 from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
@@ -50,6 +50,7 @@ from mergelab.repair.experiment import (
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
+from mergelab.step import Step, relayed
 from mergelab.tasks import exact_match, own_task
 
 
@@ -311,13 +312,7 @@ class _Steps:
 
 def _named(job: Generator[Step, None, Any], steps: _Steps) -> Generator[Step, None, Any]:
     """A job within a job: its steps keep the place of the outer one, where that counts."""
-    try:
-        while True:
-            yield steps.within(next(job).name)
-    except StopIteration as end:
-        return end.value
-    finally:
-        job.close()
+    return relayed(job, lambda step: steps.within(step.name))
 
 
 def _aligned_recipe(trial: Trial, how: str, folders: list[Path]) -> Recipe:

@@ -15,6 +15,7 @@ from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
 from mergelab.repair.stories import ALIGN, LEFT, STORIES
+from mergelab.step import relayed
 
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]
 TARGETS = [("TACT: each task's own expert", "task"), ("REPAIR: the mean of all experts", "mean")]
@@ -215,14 +216,7 @@ class _Shown:
 
 def _followed(telling: Generator, drawn: Callable[[Outcome], dict]) -> Generator[Step | dict, None, Any]:
     """A job whose outcomes so far are drawn as they come; returns its result."""
-    try:
-        while True:
-            news = next(telling)
-            yield news if isinstance(news, Step) else drawn(news)
-    except StopIteration as end:
-        return end.value
-    finally:
-        telling.close()
+    return relayed(telling, lambda news: news if isinstance(news, Step) else drawn(news))
 
 
 def _variance(outcome: Outcome) -> dict:

@@ -10,7 +10,7 @@ from typing import Any
 from mergelab.model import Running
 from mergelab.scores.questions import Questions
 from mergelab.scores.scoring import TaskScore, mean_score, scored
-from mergelab.step import Step
+from mergelab.step import Step, relayed
 
 BASE = "base"
 
@@ -125,12 +125,4 @@ def scoreboard(
 
 
 def _passed(run: Running, asked: Questions, step: Step) -> Generator[Step, None, TaskScore]:
-    job = scored(run, [asked])
-    try:
-        while True:
-            next(job)
-            yield step
-    except StopIteration as end:
-        return end.value[0]
-    finally:
-        job.close()
+    return (yield from relayed(scored(run, [asked]), lambda said: step))[0]

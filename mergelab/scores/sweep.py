@@ -30,7 +30,7 @@ from mergelab.scores.knobs import EXPERTS, checked_values
 from mergelab.scores.resident import Resident
 from mergelab.scores.scoring import TaskScore
 from mergelab.scores.sweep_report import Point, SweepReport
-from mergelab.step import Step
+from mergelab.step import Step, relayed
 
 KEPT_BYTES = 2 << 30  # of layers that are remembered from point to point
 
@@ -122,18 +122,9 @@ def _point(
         yield replace(step, name=f"{step.name} · {name}")
     scores: tuple[TaskScore, ...] = ()
     if resident and scorer:
-        scores = yield from _told(scorer(resident.run, work.recipe), step)
+        job = scorer(resident.run, work.recipe)
+        scores = yield from relayed(job, lambda said: replace(step, name=f"{step.name} · scoring {said}"))
     return Point(value, work.recipe, tally.facts(), scores)
-
-
-def _told(job: Generator[str, None, tuple[TaskScore, ...]], step: Step) -> Generator[Step, None, tuple[TaskScore, ...]]:
-    try:
-        while True:
-            yield replace(step, name=f"{step.name} · scoring {next(job)}")
-    except StopIteration as end:
-        return end.value
-    finally:
-        job.close()
 
 
 def written(work: Plan, name: str, tensor: Tensor) -> Tensor:
