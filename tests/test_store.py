@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,10 @@ def same(one, other):
     return torch.equal(one.values, other.values) and torch.equal(one.vectors, other.vectors) and one.left == other.left
 
 
+def first(factors, count):
+    return replace(factors, vectors=factors.vectors[:, :count])
+
+
 @pytest.mark.parametrize("wanted", [None, quarter, lambda values: 60, no_vectors], ids=["all", "quarter", "60", "none"])
 def test_factors_are_the_same_to_the_bit_whether_computed_remembered_or_read(tmp_path, wanted):
     kept = a_store(tmp_path)
@@ -43,7 +48,7 @@ def test_factors_are_the_same_to_the_bit_whether_computed_remembered_or_read(tmp
         found, was_there = again.factors(MATRIX.clone(), wanted)
         assert was_there and same(found, made) and found.road == made.road
     alone, _ = Store(None, 0, 0).factors(MATRIX, wanted)
-    assert same(alone, made)
+    assert alone.suffice(wanted) and same(alone, first(made, alone.vectors.shape[1]))
 
 
 def test_what_is_found_does_not_depend_on_what_was_asked_before(tmp_path):
@@ -51,7 +56,7 @@ def test_what_is_found_does_not_depend_on_what_was_asked_before(tmp_path):
     for before in (None, no_vectors, lambda values: 70):
         kept = a_store(tmp_path / "other" / str(before is None))
         kept.factors(MATRIX, before)
-        assert same(kept.factors(MATRIX, quarter)[0], fresh)
+        assert same(first(kept.factors(MATRIX, quarter)[0], 20), fresh)
         assert kept.factors(MATRIX, quarter)[1]
 
 

@@ -24,7 +24,7 @@ def left_factors(matrices: Sequence[Tensor], count: Count) -> Found:
 
     Raises LinAlgError where no road leads to an end, as with numbers that are not finite.
     """
-    if not any(matrix.any() for matrix in matrices):
+    if not any(matrix[:1].any() or matrix.any() for matrix in matrices):
         rows = len(matrices[0])
         return matrices[0].new_zeros(rows, dtype=torch.float64), matrices[0].new_zeros(rows, 0).double(), "zero"
     by_steps = len(matrices[0]) > SMALL and matrices[0].device.type == "cpu" and lapack.available()

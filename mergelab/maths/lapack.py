@@ -11,14 +11,15 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 PREFIX, SUFFIX = "scipy_", "_64_"  # how numpy's wheels name the symbols
-ROUTINES = ("dsyrk", "dsytrd", "dsterf", "dstein", "dstemr", "dstedc", "dormtr")
-FEW = 256  # up to so many vectors inverse iteration is the faster way; its cost grows with their square
+ROUTINES = ("dsyrk", "dsytrd", "dsterf", "dstein", "dstedc", "dormtr")
+PANELS = 16, 8, 4  # where few vectors are found, it is up to a 16th, an 8th, a quarter of all, each part on its own
 ORTHOGONAL = 1e-9  # found vectors must be orthonormal to this, and solve the problem to this share of the largest value
 
 
@@ -73,19 +74,37 @@ def eigenvalues(t: Tridiagonal) -> Tensor:
 
 
 def eigenvectors(t: Tridiagonal, values: Tensor, count: int, subset: bool = True) -> tuple[Tensor, str]:
-    """The vectors of the `count` largest eigenvalues, in descending order, and the routine that found them. (n, count)
+    """The vectors of the largest eigenvalues, `count` or more, descending, and the routine that found them. (n, …)
 
-    values: as `eigenvalues` gives them. subset: find these alone where they are few, else all. Raises NotConverged.
+    values: as `eigenvalues` gives them. subset: up to a quarter of them are found by themselves, else all. They come in
+    panels, and those of one panel are the same to the bit however many others are found. Raises NotConverged.
     """
+    n = len(values)
     if count == 0:
-        return values.new_empty(len(values), 0), "dsterf"
-    if not subset or 2 * count >= len(values):
-        found, routine = _all(t)[-count:], "dstedc"
-    else:
-        way, routine = (_by_inverse_iteration, "dstein") if count <= FEW else (_by_representations, "dstemr")
-        found = way(t, values[:count].flip(0))
-        _certify(t, found, values[:count].flip(0))
-    return _turned_back(t, found).flip(0).T, routine
+        return values.new_empty(n, 0), "dsterf"
+    if not subset or 4 * count > n:
+        return _turned_back(t, _all(t)).flip(0).T, "dstedc"
+    bounds = [(start, end) for start, end in pairwise((0, *(n // part for part in PANELS))) if start < min(count, end)]
+    found = values.new_empty(0, n)
+    for start, end in bounds:
+        found = torch.cat([found, _panel(t, values[start:end], found)])
+    _certify(t, found, values[: len(found)])
+    panels = found.split([end - start for start, end in bounds])
+    return torch.cat([_turned_back(t, panel.clone()) for panel in panels]).T, "dstein"
+
+
+def _panel(t: Tridiagonal, values: Tensor, before: Tensor) -> Tensor:
+    """Vectors of T for some eigenvalues, as rows, made orthogonal to the rows of `before`. (len(values), n)
+
+    Where values of two panels are as good as equal their vectors are any that span the same space, and are sorted out
+    here; how well that went is for `_certify` to say.
+    """
+    found = _by_inverse_iteration(t, values.flip(0)).flip(0)
+    overlap = found @ before.T
+    if overlap.numel() and overlap.abs().max() > ORTHOGONAL:
+        found = torch.linalg.qr((found - overlap @ before).T).Q.T
+        found = torch.linalg.qr((found - (found @ before.T) @ before).T).Q.T.contiguous()
+    return found
 
 
 def _turned_back(t: Tridiagonal, found: Tensor) -> Tensor:
@@ -104,19 +123,6 @@ def _by_inverse_iteration(t: Tridiagonal, values: Tensor) -> Tensor:
     block, split = _ints(n, fill=1), _ints(n, fill=n)
     size = (_int(n), t.diagonal, t.off, _int(count), values.contiguous(), block, split, found, _int(n))
     _solve("dstein", *size, work, _ints(n), _ints(count))
-    return found
-
-
-def _by_representations(t: Tridiagonal, values: Tensor) -> Tensor:
-    """dstemr, which finds the values once more. (count, n)"""
-    n, count = len(t.diagonal), len(values)
-    found, values = t.diagonal.new_empty(count, n), t.diagonal.new_empty(n)
-    off = torch.cat([t.off, t.off.new_zeros(1)])
-    nothing, exact = _real(0.0), _int(1)
-    chosen = (_int(n), t.diagonal.clone(), off, nothing, nothing, _int(n - count + 1), _int(n), _int(0), values)
-    work, whole = values.new_empty(18 * n), _ints(10 * n)
-    into = (found, _int(n), _int(count), _ints(2 * count), exact, work, _int(len(work)), whole, _int(len(whole)))
-    _solve("dstemr", b"V", b"I", *chosen, *into)
     return found
 
 
@@ -150,7 +156,7 @@ def _solves_a_known_problem() -> bool:
         add_gram(gram, staircase if rows else staircase.T.contiguous(), rows)
         t = tridiagonal(gram)
         values = eigenvalues(t)
-        for way in (_by_inverse_iteration, _by_representations, lambda t, values: _all(t)[-len(values) :]):
+        for way in (_by_inverse_iteration, lambda t, values: _all(t)[-len(values) :]):
             found = _turned_back(t, way(t, values[:few].flip(0)))
             equal = torch.allclose(found @ whole, known[:few].flip(0)[:, None] * found, atol=1e-11)
             if not (equal and torch.allclose(found @ found.T, one, atol=1e-12)):

@@ -158,7 +158,7 @@ def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> Lo
     """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors."""
     if not factors.left:
         return leading(matrix.T, replace(factors, left=True), rank, gain).T
-    kept = factors.vectors[:, :rank]
+    kept = factors.vectors[:, :rank].contiguous()  # the same bits, however many others are held
     return LowRank(gain * kept, projected(kept, matrix)).to(at_least_single(matrix.dtype))
 
 

@@ -32,7 +32,7 @@ from mergelab.maths.inner import is_unmoved
 from mergelab.maths.spectral import Delta, Factors, Wanted
 from mergelab.method import Layer
 
-VERSION = "1"  # raise it when the same delta gets other factors than before
+VERSION = "2"  # raise it when the same delta gets other factors than before
 AMOUNTS = ("none", "quarter", "all")  # how many vectors are computed: fewer cost less, and most merges need a quarter
 Origin = Hashable | None  # a tensor's name, its files' numbers and dates: no delta changes without it
 SMALL = 96  # a matrix with a side this short is factorised faster than a file is read
@@ -62,15 +62,16 @@ class Store:
         """The factors of a delta, at least those wanted, and whether they were kept from before.
 
         origin: where the delta was read, so that what was hashed once in this process is not hashed again.
-        Vectors come in the delta's own precision, and in one of few amounts: those of another amount differ in their
-        last bits, and what a merge writes must not depend on what was asked before.
+        Vectors come in the delta's own precision. What is kept comes in one of few amounts, so that another η finds its
+        vectors there; a quarter of them and all differ in their last bits, and what a merge writes must not depend on
+        what was asked before.
         """
         if isinstance(delta, spectral.LowRank):
             return spectral.factors(delta, wanted), False  # as quick as looking it up
         if is_unmoved(delta):
             return Factors(delta.new_zeros(0, dtype=torch.float64), delta.new_zeros(delta.shape[0], 0), True), False
         if not self.folder and not self.memory:
-            return self._found(delta, wanted), False
+            return _in_own_precision(spectral.factors(delta, wanted), delta), False
         content = self._content(delta, origin)
         known = self._known(content, delta, wanted)
         return (self._made(content, delta, wanted), False) if known is None else (known, True)
@@ -91,12 +92,9 @@ class Store:
             self._contents[key] = _content(delta)
         return self._contents[key]
 
-    def _found(self, delta: Tensor, wanted: Wanted | None) -> Factors:
-        made = spectral.factors(delta, lambda values: _count(_amount(values, delta, wanted), delta))
-        return replace(made, vectors=made.vectors.to(delta.dtype).contiguous())
-
     def _made(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors:
-        made = self._found(delta, wanted)
+        made = spectral.factors(delta, lambda values: _count(_amount(values, delta, wanted), delta))
+        made = _in_own_precision(made, delta)
         key = f"{content}-{_amount(made.values, delta, wanted)}"
         self._keep(key, made)
         if self.folder and min(delta.shape) > SMALL and not self.troubles:
@@ -250,6 +248,10 @@ def _amount(values: Tensor, delta: Tensor, wanted: Wanted | None) -> str:
     """Which of AMOUNTS is computed where so many vectors are wanted."""
     count = len(values) if wanted is None else wanted(values)
     return "none" if count == 0 else "quarter" if count <= _count("quarter", delta) else "all"
+
+
+def _in_own_precision(factors: Factors, delta: Tensor) -> Factors:
+    return replace(factors, vectors=factors.vectors.to(delta.dtype).contiguous())
 
 
 def _count(amount: str, delta: Tensor) -> int:
