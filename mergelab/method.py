@@ -91,8 +91,14 @@ class Layer:
         return each(value, len(self.deltas))
 
     def weighted(self, stack: Tensor) -> Tensor:
-        """A stack (expert, *shape) times each expert's weight."""
+        """A stack (expert, *shape) times each expert's weight; the stack itself where all weights are 1."""
+        if self._unweighted:
+            return stack
         return stack * self.weights.to(stack.dtype).view(-1, *[1] * (stack.dim() - 1))
+
+    @cached_property
+    def _unweighted(self) -> bool:
+        return bool((self.weights == 1).all())
 
     def noise(self, expert: int, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for one expert, float32; those of two experts or two layers are independent.

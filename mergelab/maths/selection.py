@@ -12,6 +12,7 @@ from torch import Tensor
 FEW = 2**15  # below this a plain selection is as fast
 BLOCK = 2**16  # entries that are looked at together: few enough to stay in the cache
 SAMPLED = 64  # one entry in so many is sorted, to guess between which two values the answer lies
+MANY = BLOCK // 8  # more entries of a block than that are not expected between the two, unless they tie
 SIGMAS = 5  # how far the guess may be off
 
 # Several lists, a piece of each at a time; each call gives all of them again.
@@ -56,13 +57,21 @@ def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequ
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
             for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
                 above[i] += numpy.count_nonzero(over)
-                inside[i].append(numpy.unique(part[within], return_counts=True))  # of numbers that tie there are many
+                inside[i].append(_counted(part[within]))
     return [_counted_down(some, k - over) for some, over, k in zip(inside, above, counts)]
 
 
-def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray]], k: int) -> Tensor | None:
-    """The k-th largest of numbers that come with how often each is there; None if there are not so many, or k < 1."""
-    values, times = (numpy.concatenate(part) for part in zip(*some))
+def _counted(values: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray | None]:
+    """Numbers, and how often each is there, where they are many: then most of them tie. None: once each."""
+    return numpy.unique(values, return_counts=True) if len(values) > MANY else (values, None)
+
+
+def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray | None]], k: int) -> Tensor | None:
+    """The k-th largest of numbers as `_counted` gives them; None if there are not so many, or k < 1."""
+    values = numpy.concatenate([part for part, _ in some])
+    if all(times is None for _, times in some):
+        return torch.from_numpy(numpy.sort(values)[-k:])[0] if 0 < k <= len(values) else None
+    times = numpy.concatenate([numpy.ones(len(part), int) if count is None else count for part, count in some])
     down = numpy.argsort(values)[::-1]
     reached = times[down].cumsum()
     if not len(reached) or not 0 < k <= reached[-1]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from mergelab.maths.selection import Pieces, kth_largest, kth_largest_of_each
 
 BLOCK = 2**16  # entries of each tensor that are worked on together: few enough to stay in the cache
+EXACT = 2**24  # up to here float32 counts without error
+NO_MASS = 1e-8  # weights that add up to less, in magnitude, are not divided by
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -108,4 +110,11 @@ def conflicts(stack: Tensor) -> Tensor:
     """How many entries of a stack (expert, …) are moved both ways, and how many are moved at all. (2,)"""
     up, down = stack.amax(0).relu_().sign_(), stack.amin(0).neg_().relu_().sign_()
     both = up * down
-    return torch.stack([both.sum(dtype=torch.float64), up.add_(down).sub_(both).sum(dtype=torch.float64)])
+    precise = None if both.numel() <= EXACT else torch.float64
+    return torch.stack([both.sum(dtype=precise), up.add_(down).sub_(both).sum(dtype=precise)]).double()
+
+
+def divided(total: Tensor, mass: Tensor) -> Tensor:
+    """total / mass, and the total itself where the mass is as good as zero."""
+    mass = at_least(mass, NO_MASS)
+    return total / mass.add(1 - mass.sign().abs_())

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from mergelab.maths.signs import agreeing, elected, threshold_keeping
+from mergelab.maths.signs import agreeing, divided, elected, threshold_keeping
 
 
 def middling(values: Tensor, count: int, top: int) -> Tensor:
@@ -58,4 +58,4 @@ def summed(weighted: Tensor, weights: Tensor, *, agree: bool, normalize: bool) -
         return total
     column = weights.to(total).view(-1, *[1] * total.dim())
     mass = ((weighted != 0) * column).sum(0) if agree else column.sum(0)
-    return total / torch.where(mass.abs() < 1e-8, 1, mass)
+    return divided(total, mass.to(total).expand_as(total))

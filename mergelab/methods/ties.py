@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.selection import number_of_nonzero
-from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, elected, gains_of, thresholds_keeping
+from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, divided, elected, gains_of, thresholds_keeping
 from mergelab.method import Knob, Layer, Merged, Switch, Whole, each, merge_method
 
 
@@ -53,8 +53,8 @@ def ties(
         trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
         weighted = layer.weighted(trimmed * trimmed.new_tensor(gains)[:, None] if rescale else trimmed)
         chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
-        mass = layer.weighted(chosen.sign().abs_()).sum(0) if normalize else torch.ones_like(result)
-        result.copy_(lambda_ * chosen.sum(0) / torch.where(mass.abs() < 1e-8, 1, mass))
+        total = lambda_ * chosen.sum(0)
+        result.copy_(divided(total, layer.weighted(chosen.sign().abs_()).sum(0)) if normalize else total)
         kept = kept + torch.tensor([number_of_nonzero(part) for part in trimmed], dtype=torch.float64)
         opposed = opposed + conflicts(weighted).cpu()
     of_all = torch.full_like(kept, layer.base.numel())
