@@ -4,7 +4,7 @@
 are drawn from that table. This room knows no method by name and no file.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from inspect import Parameter, getdoc, signature
@@ -71,6 +71,19 @@ class Layer:
             made = self.factorise or (lambda expert, wanted: spectral.factors(self.deltas[expert], wanted))
             known = self._known[expert] = made(expert, wanted)
         return known
+
+    def leading(self, factors: Sequence[Factors], ranks: Sequence[int], gains: Sequence[float]) -> list[LowRank]:
+        """Each delta's so many strongest directions, times a gain; projected once for all smaller ranks to come."""
+        found = []
+        for i, (delta, mine, rank, gain) in enumerate(zip(self.deltas, factors, ranks, gains)):
+            if i not in self._coordinates or len(self._coordinates[i]) < rank:
+                self._coordinates[i] = spectral.coordinates(delta, mine, rank)
+            found.append(spectral.leading(delta, mine, rank, gain, self._coordinates[i]))
+        return found
+
+    @cached_property
+    def _coordinates(self) -> dict[int, Tensor]:
+        return {}
 
     @cached_property
     def _known(self) -> dict[int, Factors]:

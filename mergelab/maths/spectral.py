@@ -154,12 +154,20 @@ def projected(basis: Tensor, matrix: Delta) -> Tensor:
     return basis.to(matrix).T @ matrix
 
 
-def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0) -> LowRank:
-    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors."""
-    if not factors.left:
-        return leading(matrix.T, replace(factors, left=True), rank, gain).T
+def coordinates(matrix: Delta, factors: Factors, rank: int) -> Tensor:
+    """U_rᵀ M, (rank, in); where the factors have right vectors V_rᵀ Mᵀ, (rank, out). Precision as in `projected`."""
     kept = factors.vectors[:, :rank].contiguous()  # the same bits, however many others are held
-    return LowRank(gain * kept, projected(kept, matrix)).to(at_least_single(matrix.dtype))
+    return projected(kept, matrix if factors.left else matrix.T)
+
+
+def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0, known: Tensor | None = None) -> LowRank:
+    """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors.
+
+    known: `coordinates` of these or more directions, where somebody has them.
+    """
+    right = coordinates(matrix, factors, rank) if known is None else known[:rank]
+    found = LowRank(gain * factors.vectors[:, :rank], right).to(at_least_single(matrix.dtype))
+    return found if factors.left else found.T
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:

@@ -4,6 +4,7 @@ This room asks the system, and knows no tensor. Where the system has no such mea
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ def peak_mb() -> float:
     except ImportError:
         return 0.0
     return round(getrusage(RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def installed() -> int:
+    """The bytes of this machine's memory; 0 where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def _glibc() -> ctypes.CDLL | None:

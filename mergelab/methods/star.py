@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mergelab.maths.spectral import Factors, effective_rank, leading, rank_keeping, total
+from mergelab.maths.spectral import Factors, effective_rank, rank_keeping, total
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
@@ -27,7 +27,7 @@ def star(
     ranks = [rank_keeping(f.values, eta / 100) for f in factors]
     gains = [_gain(f, r) if rescale else 1.0 for f, r in zip(factors, ranks)]
     shares = [w * gain / len(factors) for w, gain in zip(layer.weights.tolist(), gains)]
-    delta = total(list(map(leading, layer.deltas, factors, ranks, shares))).to(layer.base.dtype)
+    delta = total(layer.leading(factors, ranks, shares)).to(layer.base.dtype)
     facts = {
         "rank kept": tuple(map(float, ranks)),
         "rank kept, share": tuple(r / min(layer.base.shape) for r in ranks),

@@ -7,7 +7,7 @@ the merge that its recipe makes.
 
 import math
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS
-from mergelab.maths.inner import inner_products
-from mergelab.maths.spectral import Delta, LowRank
+from mergelab.maths.inner import inner_products, norm
+from mergelab.maths.spectral import Factors, LowRank
 from mergelab.merging.devices import workers_for
+from mergelab.merging.memory import installed
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked
@@ -32,7 +33,7 @@ from mergelab.scores.scoring import TaskScore
 from mergelab.scores.sweep_report import Point, SweepReport
 from mergelab.step import Step, relayed
 
-KEPT_BYTES = 2 << 30  # of layers that are remembered from point to point
+KEPT_BYTES = 4 << 30  # of layers that are remembered from point to point, where a machine has four times as much
 
 Scorer = Callable[[Running, Recipe], Generator[str, None, tuple[TaskScore, ...]]]
 
@@ -113,9 +114,10 @@ def _point(
     def done(name: str) -> str:
         layer = layers.of(work, name)
         merged = merged_layer(work, layer)
-        tally.add(layer, merged.delta, merged.facts)
+        tally.add(layer, merged.delta, merged.facts, layers.size(layer))
         if resident:
             resident.put(name, written(work, name, layer.base + merged.delta))
+        layers.keep(layer)
         return name
 
     for name in walked(costs(work), done, workers_for(layers.device)):
@@ -142,35 +144,57 @@ class _Layers:
     Several threads may ask, each for another name.
     """
 
-    def __init__(self, device: torch.device | str, most: int = KEPT_BYTES):
-        self.device, self.most, self.held, self.lock = device, most, 0, threading.Lock()
+    def __init__(self, device: torch.device | str, most: int | None = None):
+        self.device, self.most, self.held, self.lock = device, most or _room(), 0, threading.Lock()
         self.experts: tuple[Expert, ...] = ()
         self.kept: dict[str, Layer] = {}
+        self.sizes: dict[str, float] = {}
         self.lookups = Lookups(shared_store())  # known from another merge, or another number
 
     def of(self, work: Plan, name: str) -> Layer:
+        """The layer, as it was kept or read anew."""
         with self.lock:
             if work.recipe.experts != self.experts:
                 self.experts, self.kept, self.held = work.recipe.experts, {}, 0
             if name in self.kept:
                 return self.kept[name]
         origins = work.origins(name)
-        layer = self.lookups.layer(work.layer(name, self.device), origins)
+        return self.lookups.layer(work.layer(name, self.device), origins)
+
+    def keep(self, layer: Layer) -> None:
+        """Hold on to a layer and to all that was computed of it, if there is room."""
+        size = _bytes(layer)
         with self.lock:
-            if self.held + _bytes(layer) <= self.most:
-                self.held += _bytes(layer)
-                self.kept[name] = layer
-        return layer
+            if layer.name not in self.kept and self.held + size <= self.most:
+                self.held += size
+                self.kept[layer.name] = layer
+
+    def size(self, layer: Layer) -> float:
+        """The norm of the base's tensor, found once."""
+        if layer.name not in self.sizes:
+            self.sizes[layer.name] = norm(layer.base)
+        return self.sizes[layer.name]
+
+
+def _room() -> int:
+    """KEPT_BYTES, or a quarter of this machine's memory if that is less."""
+    return min(KEPT_BYTES, installed() // 4 or KEPT_BYTES)
 
 
 def _bytes(layer: Layer) -> int:
-    """What a layer holds, and about what is computed of it: a stack of its deltas, and one side's vectors."""
-    computed = 3 * layer.base.nbytes * len(layer.deltas)
-    return layer.base.nbytes + sum(_delta_bytes(delta) for delta in layer.deltas) + computed
+    """What a layer holds, with what was computed of it: bytes of different tensors."""
+    found = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(list(vars(layer).values()))}
+    return sum(found.values())
 
 
-def _delta_bytes(delta: Delta) -> int:
-    return delta.left.nbytes + delta.right.nbytes if isinstance(delta, LowRank) else delta.nbytes
+def _tensors(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, (LowRank, Factors)):
+        yield from _tensors(list(vars(held).values()))
+    elif isinstance(held, (list, tuple, dict)):
+        for one in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(one)
 
 
 class _Tally:
@@ -180,19 +204,23 @@ class _Tally:
     """
 
     def __init__(self):
-        self.seen: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}
+        self.seen: dict[str, tuple[float, Tensor, Mapping[str, Any]]] = {}
 
-    def add(self, layer: Layer, delta: Tensor, facts: Mapping[str, Any]) -> None:
-        self.seen[layer.name] = inner_products([layer.base, delta, layer.sum]), facts if layer.decompose else {}
+    def add(self, layer: Layer, delta: Tensor, facts: Mapping[str, Any], size: float) -> None:
+        """Take in a layer, what became of it, and the norm of its base."""
+        products = inner_products([delta, layer.sum])
+        self.seen[layer.name] = size, products, facts if layer.decompose else {}
 
     def facts(self) -> dict[str, float]:
-        products, numbers = torch.zeros(3, 3, dtype=torch.float64), {}
-        for _, (product, facts) in sorted(self.seen.items()):
+        """All of it in numbers."""
+        squares, products, numbers = 0.0, torch.zeros(2, 2, dtype=torch.float64), {}
+        for _, (size, product, facts) in sorted(self.seen.items()):
+            squares += size**2
             products += product
             for name, fact in facts.items():
                 each = fact if isinstance(fact, tuple) else (fact,)
                 numbers.setdefault(name, []).append(sum(each) / len(each))
-        base, change, average = products.diagonal().sqrt().tolist()
-        both, dot = change * average, float(products[1, 2])
+        base, (change, average) = squares**0.5, products.diagonal().sqrt().tolist()
+        both, dot = change * average, float(products[0, 1])
         found = {name: sum(some) / len(some) for name, some in numbers.items()}
         return found | {"merged change": change / (base or 1.0), "cosine to the average": dot / both if both else 0.0}
