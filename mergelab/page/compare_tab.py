@@ -12,6 +12,7 @@ from mergelab.markdown import plain
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
+from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
 from mergelab.page.verbs import draw_verb
@@ -21,7 +22,6 @@ from mergelab.plots import spectra as plots
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.compare import Comparison
 from mergelab.step import Step
-from mergelab.table import cell
 
 FORM, PLAIN = "the recipe in the form", "the plain average of the form's experts"
 LOOK_MAP = (
@@ -110,7 +110,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         return (yield from lab.merged(recipe))
 
     def pictures(comparison: Comparison, show: str) -> dict[Any, Any]:
-        headers, rows = comparison.table()
+        numbers, path = frame_and_file(lab, "differences", comparison.table())
         names = list(comparison.spectra)
         first = max(names, key=lambda name: _distance(comparison, name), default=None)
         return {
@@ -118,8 +118,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             tensor: gr.update(choices=names, value=first),
             lines: plots_compare.two_spectra(comparison, first or ""),
             bars: plots.empty("Scoring …"),
-            table: {"headers": headers, "data": [list(map(cell, row)) for row in rows]},
-            download: gr.DownloadButton(value=saved_table(lab, "differences", headers, rows), interactive=True),
+            table: numbers,
+            download: gr.DownloadButton(value=path, interactive=True),
         }
 
     def ask_both(text: str, names: list[str]) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from mergelab.lab.lab import Step
 from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
 from mergelab.page.verbs import draw_verb
@@ -153,9 +154,9 @@ class _Shown:
         gr.Markdown(words.LOOK_MATCHING, elem_classes="ml-look")
         self._draw_sites(first)
         with gr.Accordion("All numbers", open=False):
-            self.scores = gr.Dataframe(_cells(first.score_table()), label="Scores", interactive=False)
+            self.scores = gr.Dataframe(frame_of(first.score_table()), label="Scores", interactive=False)
             self.table = gr.Dataframe(
-                _cells(first.table()), label="A row per task and site", interactive=False, max_height=380
+                frame_of(first.table()), label="A row per task and site", interactive=False, max_height=380
             )
             with gr.Row():
                 paths = map(str, lab.saved(first))
@@ -195,8 +196,8 @@ class _Shown:
             self.heat: plots.ratio_heatmap(outcome.reports, data[self.whose]),
             self.dots: plots.deviations(outcome.reports, site),
             self.site: gr.update(choices=_sites(outcome), value=site),
-            self.scores: _cells(outcome.score_table()),
-            self.table: _cells(outcome.table()),
+            self.scores: frame_of(outcome.score_table()),
+            self.table: frame_of(outcome.table()),
         }
 
     def wire(self, lab: RepairLab, key: gr.State) -> None:
@@ -239,8 +240,3 @@ def _site(outcome: Outcome) -> str:
 
 def _sites(outcome: Outcome) -> list[tuple[str, str]]:
     return [(plots.site_label(one.site), one.site) for one in outcome.reports[0].channels] if outcome.reports else []
-
-
-def _cells(table: tuple[list[str], list[list[Any]]]) -> dict[str, Any]:
-    headers, rows = table
-    return {"headers": headers, "data": [[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows]}

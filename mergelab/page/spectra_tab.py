@@ -10,6 +10,7 @@ from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, Step, saved_analysis, start_analysis
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
@@ -94,7 +95,9 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             ],
         )
     with gr.Accordion("All numbers", open=False):
-        table = gr.Dataframe(_table(start), label="A row per module and expert", interactive=False, max_height=420)
+        table = gr.Dataframe(
+            frame_of(start.table()), label="A row per module and expert", interactive=False, max_height=420
+        )
         with gr.Row():
             csv, json = (str(path) for path in saved_analysis(lab, start))
             as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
@@ -128,7 +131,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             modules: gr.update(choices=_modules(report), value=module),
             heat: _heat(report, fact, _eta(report) or 40.0),
             **module_figures(report, module or ""),
-            table: _table(report),
+            table: frame_of(report.table()),
             as_csv: csv,
             as_json: json,
         }
@@ -191,8 +194,3 @@ def _modules(report: Report) -> list[tuple[str, str]]:
         (f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name)
         for layer in report.decomposed
     ]
-
-
-def _table(report: Report) -> dict[str, Any]:
-    headers, rows = report.table()
-    return {"headers": headers, "data": [[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows]}

@@ -6,11 +6,12 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab
 from mergelab.lab.shipped import start_sweep
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
 from mergelab.page.verbs import draw_verb
@@ -156,10 +157,7 @@ def _labels(report: SweepReport) -> list[str]:
 
 
 def _numbers(lab: Lab, report: SweepReport) -> tuple[dict[str, Any], str]:
-    """A sweep as a table to look at, and as a file to take home."""
-    headers, rows = report.table()
-    shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
-    return shown, saved_table(lab, f"sweep-{report.knob}", headers, rows)
+    return frame_and_file(lab, f"sweep-{report.knob}", report.table())
 
 
 def _knobs(method: str, experts: list | None) -> dict[str, Any]:
