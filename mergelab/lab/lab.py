@@ -39,7 +39,7 @@ from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import Report
 from mergelab.scores.compare import Comparison, compared
 from mergelab.scores.questions import Questions
-from mergelab.scores.scoreboard import Board, scoreboard
+from mergelab.scores.scoreboard import BASE, Board, scoreboard
 from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
@@ -293,7 +293,7 @@ class Lab:
         if not questions:
             raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
         experts = {name: expert.source for name, expert in zip(recipe.names, recipe.experts)}
-        models = {"base": recipe.base, **experts, **merges}
+        models = {BASE: recipe.base, **experts, **merges}
         own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
         free = everyone or asked is not None
         work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
