@@ -23,7 +23,7 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import ask_as_anybody, folder_of
 from mergelab.lab import lent
-from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis
+from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis, with_all_settings
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
 from mergelab.lab.visits import Visits, own_folder
@@ -152,16 +152,12 @@ class Lab:
 
         That of an example is there already.
         """
-        work, full = self.opened(recipe), self.with_all_settings(recipe)
+        work, full = self.opened(recipe), with_all_settings(recipe)
         if full.hash in self.analyses:
             return self.analyses[full.hash]
         report = shipped_analysis(full) or (yield from lent.analysed(work, self.device))
         self.analyses.keep(full.hash, report)
         return report
-
-    def with_all_settings(self, recipe: Recipe) -> Recipe:
-        """The recipe as its analysis is kept: with the settings that it leaves at their defaults."""
-        return replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
 
     def merge(self, recipe: Recipe, ours: bool = False) -> Generator[Step, None, Run]:
         """Merge into a folder of its own. Returns the Run; kept under the name of that folder.
@@ -182,7 +178,7 @@ class Lab:
 
     def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """The run of a recipe: one that is kept, else made now."""
-        full = self.with_all_settings(recipe)
+        full = with_all_settings(recipe)
         return self.run_of(full) or (yield from self.merge(recipe))
 
     def push(self, run: Run, repo: str, token: str) -> str:

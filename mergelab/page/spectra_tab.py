@@ -8,6 +8,7 @@ import gradio as gr
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
+from mergelab.lab.gallery import with_all_settings
 from mergelab.lab.lab import Lab, Step, saved_analysis, start_analysis
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
@@ -146,7 +147,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     def is_shown(data: dict) -> bool:
         """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
         try:
-            return lab.with_all_settings(form.recipe(data)).hash == data[shown]
+            return with_all_settings(form.recipe(data)).hash == data[shown]
         except MergeError:
             return False
 
