@@ -200,10 +200,7 @@ class Lab:
     def _own_runs(self) -> dict[str, Run]:
         """The kept runs of whoever asks whose weights are still there."""
         home = self.home
-        own = {key: run for key, run in list(self.runs.items()) if run.folder.is_relative_to(home)}
-        return {
-            key: run for key, run in own.items() if all((run.folder / file).is_file() for file in run.report.sha256)
-        }
+        return {key: run for key, run in list(self.runs.items()) if run.folder.is_relative_to(home) and run.is_whole}
 
     def answers(self, folders: list[Path], prompt: str, **how) -> Iterator[list[str]]:
         """The answers of several models to one prompt, one model after another: all texts so far, at each new piece."""
