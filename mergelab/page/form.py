@@ -272,11 +272,11 @@ def _symbol(name: str) -> str:
 
 
 def _rest(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says that no widget shows: it goes back into the recipe as it is. It changes with every recipe."""
+    """What a recipe says that no widget shows: it goes back into the recipe as it is."""
     shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
     plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
     own = {expert.source: dict(expert.settings) for expert in recipe.experts}
-    return {"fields": plain, "own": own, "of": recipe.hash}
+    return {"fields": plain, "own": own}
 
 
 def _weights(text: str | None, count: int) -> list[Any]:
