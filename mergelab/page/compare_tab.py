@@ -14,7 +14,7 @@ from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
 from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import compare as plots_compare
 from mergelab.plots import scores as plots_scores
@@ -146,17 +146,17 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
 
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
-    pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
+    pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **AT_ONCE)
     questioned = gr.on(
-        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **HEAVY
+        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **AT_ONCE
     )
     verb.governs([pressed, questioned])
-    history.noted.then(listed, [visit, ours, other], [ours, other], **LIGHT)
-    heat.select(told(clicked), keys, tensor, **LIGHT)
+    history.noted.then(listed, [visit, ours, other], [ours, other], **AT_ONCE)
+    heat.select(told(clicked), keys, tensor, **AT_ONCE)
     show = told(lambda names, name: plots_compare.two_spectra(kept(names), name or "") if names else gr.skip())
-    tensor.change(show, [keys, tensor], lines, trigger_mode="always_last", **LIGHT)
+    tensor.change(show, [keys, tensor], lines, trigger_mode="always_last", **AT_ONCE)
     redraw = told(lambda names, how: plots_compare.difference_map(kept(names), how) if names else gr.skip())
-    measure.input(redraw, [keys, measure], heat, **LIGHT)
+    measure.input(redraw, [keys, measure], heat, **AT_ONCE)
 
 
 def _distance(comparison: Comparison, name: str) -> float:

@@ -15,7 +15,7 @@ from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped
 from mergelab.plots import spectra as plots
 
 LOOK = (
@@ -95,10 +95,10 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         }
 
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
-    pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **HEAVY)
+    pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.success(None, None, None, js=SHOW)
-    pressed.then(stopped, form.status, form.status, **LIGHT)
+    pressed.then(stopped, form.status, form.status, **AT_ONCE)
     return merged, visit
 
 

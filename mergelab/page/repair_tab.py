@@ -11,7 +11,7 @@ from mergelab.page import repair_words as words
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
@@ -60,9 +60,9 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
         return write
 
     given = asked.widgets | {shown.whose, shown.site}
-    jobs = [verb.go.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **HEAVY)]
+    jobs = [verb.go.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **AT_ONCE)]
     for button, sidecar in ((fold, False), (beside, True)):
-        jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **HEAVY))
+        jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **AT_ONCE))
     verb.governs(jobs)
     shown.wire(lab, key)
     return asked.lines
@@ -92,7 +92,7 @@ class _Asked:
                 )
         with gr.Accordion("More settings, and your own prompts", open=False):
             self._draw_rest()
-        self.what.input(told(self._chosen), self.what, [self.what, self.align], **LIGHT)
+        self.what.input(told(self._chosen), self.what, [self.what, self.align], **AT_ONCE)
 
     def _draw_rest(self) -> None:
         with gr.Row():
@@ -210,9 +210,9 @@ class _Shown:
 
         open_site = told(lambda key, name: plots.deviations(lab.outcome(key).reports, name))
         show_side = told(lambda key, who: plots.ratio_heatmap(lab.outcome(key).reports, who))
-        self.heat.select(told(clicked), key, self.site, **LIGHT)
-        self.site.change(open_site, [key, self.site], self.dots, trigger_mode="always_last", **LIGHT)
-        self.whose.change(show_side, [key, self.whose], self.heat, **LIGHT)
+        self.heat.select(told(clicked), key, self.site, **AT_ONCE)
+        self.site.change(open_site, [key, self.site], self.dots, trigger_mode="always_last", **AT_ONCE)
+        self.whose.change(show_side, [key, self.whose], self.heat, **AT_ONCE)
 
 
 def _followed(telling: Generator, drawn: Callable[[Outcome], dict]) -> Generator[Step | dict, None, Any]:

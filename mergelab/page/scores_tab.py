@@ -12,7 +12,7 @@ from mergelab.page.asked import Asked, draw_asked
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, job, saying
+from mergelab.page.telling import AT_ONCE, job, saying
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
@@ -73,7 +73,7 @@ def draw_scores_tab(lab: Lab, form: Form) -> Asked:
 
     outputs = [verb.status, grid, bars, about, table, download]
     given = form.inputs | asked.inputs | {methods, everyone}
-    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **HEAVY)])
+    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)])
     return asked
 
 

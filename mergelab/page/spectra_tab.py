@@ -14,7 +14,7 @@ from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.plots import spectra as plots
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
@@ -155,18 +155,18 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
 
     form.eta.change(None, form.eta, None, js="eta => { window.mergelab && mergelab.setEta(eta) }")
-    heat.select(told(clicked), shown, modules, **LIGHT)
+    heat.select(told(clicked), shown, modules, **AT_ONCE)
     show_module = told(lambda key, name: module_figures(_report(lab, key), name or ""))
-    modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **LIGHT)
+    modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **AT_ONCE)
     show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
-    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
+    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **AT_ONCE)
 
     given = form.inputs | {facts, modules, shown}
-    pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
+    pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
+    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
-        event.then(stopped, form.status, form.status, **LIGHT)
+        event.then(stopped, form.status, form.status, **AT_ONCE)
     return Spectra(facts, modules, outputs, pictures)
 
 
