@@ -3,13 +3,10 @@
 Long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
 """
 
-import csv
-import hashlib
 import secrets
 import shutil
 import tempfile
 import weakref
-import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -44,7 +41,6 @@ from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
@@ -364,16 +360,6 @@ def own_questions(recipe: Recipe) -> list[Questions]:
     return list(found.values())
 
 
-def zipped(folder: Path) -> Path:
-    """All files of a folder as one uncompressed zip beside it (weights do not compress)."""
-    path = folder.with_suffix(".zip")
-    if not path.is_file():
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(folder.iterdir()):
-                archive.write(file, f"{folder.name}/{file.name}")
-    return path
-
-
 def _remove_parent(folder: Path) -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -397,24 +383,3 @@ def start_analysis(lab: Lab) -> Report:
     report = shipped_analysis(examples()[FIRST].recipe)
     lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
     return report
-
-
-def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as a CSV file to download; its path."""
-    text = csv_text(headers, rows)
-    path = lab.home / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
-    return str(path)
-
-
-def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:
-    """An analysis as files to download: its table as CSV, all of it as JSON."""
-    folder = lab.home / "analyses" / Recipe.from_dict(report.recipe).hash
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "mergelab-analysis.csv", folder / "mergelab-analysis.json"
-    with open(paths[0], "w", newline="", encoding="utf-8") as file:
-        headers, rows = report.table()
-        csv.writer(file).writerows([headers, *rows])
-    paths[1].write_text(report.to_json(), encoding="utf-8")
-    return paths

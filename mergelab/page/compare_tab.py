@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions, saved_table
+from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions
+from mergelab.lab.saved import saved_table
 from mergelab.markdown import plain
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form

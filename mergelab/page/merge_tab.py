@@ -5,8 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks, zipped
+from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks
 from mergelab.lab.repair import RepairLab
+from mergelab.lab.saved import zipped
 from mergelab.markdown import code, plain
 from mergelab.method import METHODS
 from mergelab.page.form import Form

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mergelab.lab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab
+from mergelab.lab.saved import saved_table
 from mergelab.table import cell
 
 Table = tuple[list[str], list[list[Any]]]  # headers and rows, as reports give them

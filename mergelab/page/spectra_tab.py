@@ -9,7 +9,8 @@ import gradio as gr
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.gallery import with_all_settings
-from mergelab.lab.lab import Lab, Step, saved_analysis, start_analysis
+from mergelab.lab.lab import Lab, Step, start_analysis
+from mergelab.lab.saved import saved_analysis
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
