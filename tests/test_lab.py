@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from mergelab import Expert, MergeError, Recipe
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import START, Lab, own_tasks, start_analysis, zipped
+from mergelab.lab.lab import START, Lab, own_tasks, start_analysis
+from mergelab.lab.saved import zipped
 
 PAIR = Recipe("numbers/base", (Expert("numbers/french"), Expert("numbers/german-lora")), "star", {"eta": 50.0})
 

@@ -52,6 +52,11 @@ def shipped_analysis(recipe: Recipe) -> Report | None:
     return Report.from_json(gzip.decompress(example.analysis.read_bytes()).decode()) if example else None
 
 
+def with_all_settings(recipe: Recipe) -> Recipe:
+    """The recipe as its analysis is kept: with the settings that it leaves at their defaults."""
+    return replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+
+
 def _rank(name: str) -> int:
     return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
@@ -62,5 +67,4 @@ def _example(path: Path) -> Example:
     lines = [
         line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
     ]
-    full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
-    return Example(path.stem, lines[0], " ".join(lines[1:]), full)
+    return Example(path.stem, lines[0], " ".join(lines[1:]), with_all_settings(recipe))

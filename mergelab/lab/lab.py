@@ -3,13 +3,10 @@
 Long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
 """
 
-import csv
-import hashlib
 import secrets
 import shutil
 import tempfile
 import weakref
-import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,7 +20,7 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import ask_as_anybody, folder_of
 from mergelab.lab import lent
-from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis
+from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis, with_all_settings
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
 from mergelab.lab.visits import Visits, own_folder
@@ -39,12 +36,11 @@ from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import Report
 from mergelab.scores.compare import Comparison, compared
 from mergelab.scores.questions import Questions
-from mergelab.scores.scoreboard import Board, scoreboard
+from mergelab.scores.scoreboard import BASE, Board, scoreboard
 from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-from mergelab.table import csv_text
 from mergelab.tasks import Task, exact_match, own_task
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
@@ -152,16 +148,12 @@ class Lab:
 
         That of an example is there already.
         """
-        work, full = self.opened(recipe), self.with_all_settings(recipe)
+        work, full = self.opened(recipe), with_all_settings(recipe)
         if full.hash in self.analyses:
             return self.analyses[full.hash]
         report = shipped_analysis(full) or (yield from lent.analysed(work, self.device))
         self.analyses.keep(full.hash, report)
         return report
-
-    def with_all_settings(self, recipe: Recipe) -> Recipe:
-        """The recipe as its analysis is kept: with the settings that it leaves at their defaults."""
-        return replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
 
     def merge(self, recipe: Recipe, ours: bool = False) -> Generator[Step, None, Run]:
         """Merge into a folder of its own. Returns the Run; kept under the name of that folder.
@@ -182,7 +174,7 @@ class Lab:
 
     def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """The run of a recipe: one that is kept, else made now."""
-        full = self.with_all_settings(recipe)
+        full = with_all_settings(recipe)
         return self.run_of(full) or (yield from self.merge(recipe))
 
     def push(self, run: Run, repo: str, token: str) -> str:
@@ -204,10 +196,7 @@ class Lab:
     def _own_runs(self) -> dict[str, Run]:
         """The kept runs of whoever asks whose weights are still there."""
         home = self.home
-        own = {key: run for key, run in list(self.runs.items()) if run.folder.is_relative_to(home)}
-        return {
-            key: run for key, run in own.items() if all((run.folder / file).is_file() for file in run.report.sha256)
-        }
+        return {key: run for key, run in list(self.runs.items()) if run.folder.is_relative_to(home) and run.is_whole}
 
     def answers(self, folders: list[Path], prompt: str, **how) -> Iterator[list[str]]:
         """The answers of several models to one prompt, one model after another: all texts so far, at each new piece."""
@@ -293,7 +282,7 @@ class Lab:
         if not questions:
             raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
         experts = {name: expert.source for name, expert in zip(recipe.names, recipe.experts)}
-        models = {"base": recipe.base, **experts, **merges}
+        models = {BASE: recipe.base, **experts, **merges}
         own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
         free = everyone or asked is not None
         work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
@@ -371,16 +360,6 @@ def own_questions(recipe: Recipe) -> list[Questions]:
     return list(found.values())
 
 
-def zipped(folder: Path) -> Path:
-    """All files of a folder as one uncompressed zip beside it (weights do not compress)."""
-    path = folder.with_suffix(".zip")
-    if not path.is_file():
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(folder.iterdir()):
-                archive.write(file, f"{folder.name}/{file.name}")
-    return path
-
-
 def _remove_parent(folder: Path) -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -404,24 +383,3 @@ def start_analysis(lab: Lab) -> Report:
     report = shipped_analysis(examples()[FIRST].recipe)
     lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
     return report
-
-
-def saved_table(lab: Lab, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as a CSV file to download; its path."""
-    text = csv_text(headers, rows)
-    path = lab.home / "tables" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"mergelab-{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
-    return str(path)
-
-
-def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:
-    """An analysis as files to download: its table as CSV, all of it as JSON."""
-    folder = lab.home / "analyses" / Recipe.from_dict(report.recipe).hash
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "mergelab-analysis.csv", folder / "mergelab-analysis.json"
-    with open(paths[0], "w", newline="", encoding="utf-8") as file:
-        headers, rows = report.table()
-        csv.writer(file).writerows([headers, *rows])
-    paths[1].write_text(report.to_json(), encoding="utf-8")
-    return paths

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergelab.errors import MergeError, did_you_mean
-from mergelab.lab.gallery import FIRST, examples
+from mergelab.lab.gallery import FIRST, examples, with_all_settings
 from mergelab.method import method_named
 from mergelab.recipes.code import coded, decoded
 from mergelab.recipes.mergekit_yaml import number
@@ -18,7 +18,7 @@ _ETA = 40.0  # of a code
 
 def words_of(recipe: Recipe) -> dict[str, str]:
     """The words `recipe` and `eta` of a link; each is empty where it goes without saying."""
-    full = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+    full = with_all_settings(recipe)
     plain, eta = _with_eta(full, _ETA), _eta(full)
     same = [example for example in examples().values() if _with_eta(example.recipe, _ETA) == plain]
     usual = _eta(same[0].recipe) if same else _ETA
@@ -38,7 +38,7 @@ def recipe_of(words: Mapping[str, str]) -> Recipe:
         recipe = examples()[name].recipe
     else:
         raise MergeError(f"The link names a recipe that there is not. {did_you_mean(name, examples())}")
-    recipe = replace(recipe, settings=method_named(recipe.method).checked(recipe.settings))
+    recipe = with_all_settings(recipe)
     return _with_eta(recipe, _number(words["eta"])) if words.get("eta") else recipe
 
 

@@ -3,7 +3,6 @@
 As in lab.py, long verbs are generators: they yield as they go, return their result, and closing one early undoes it.
 """
 
-import csv
 import shutil
 import tempfile
 import time
@@ -22,7 +21,8 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import Lab, Run, zipped
+from mergelab.lab.lab import Lab, Run
+from mergelab.lab.saved import zipped
 from mergelab.merging.merge import merge
 from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
@@ -51,6 +51,7 @@ from mergelab.repair.export import weights_sha256, write_body, write_folded, wri
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
 from mergelab.step import Step, relayed
+from mergelab.table import csv_text
 from mergelab.tasks import exact_match, own_task
 
 
@@ -275,9 +276,8 @@ class RepairLab:
         folder = Path(tempfile.mkdtemp(prefix="outcome-", dir=self.lab.home))
         paths = [folder / f"mergelab-repair{name}" for name in (".json", "-scores.csv", "-sites.csv")]
         paths[0].write_text(outcome.to_json(indent=1), encoding="utf-8")
-        for path, (headers, rows) in zip(paths[1:], (outcome.score_table(), outcome.table())):
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([headers, *rows])
+        for path, table in zip(paths[1:], (outcome.score_table(), outcome.table())):
+            path.write_text(csv_text(*table), encoding="utf-8", newline="")
         return paths
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.page.telling import LIGHT
+from mergelab.page.telling import AT_ONCE
 from mergelab.scores.questions import MEASURES, Questions, questions_from, questions_in
 
 BUNDLED, OWN = "the bundled tasks", "my own prompts"
@@ -58,5 +58,5 @@ def draw_asked() -> Asked:
             ends = gr.Checkbox(
                 True, label="The answer must end there", info="Off: right if the model's text begins with the answer."
             )
-    what.change(lambda choice: gr.update(visible=choice == OWN), what, own, **LIGHT)
+    what.change(lambda choice: gr.update(visible=choice == OWN), what, own, **AT_ONCE)
     return Asked(what, text, file, measure, ends)

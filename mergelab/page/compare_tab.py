@@ -7,13 +7,15 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions, saved_table
+from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions
+from mergelab.lab.saved import saved_table
 from mergelab.markdown import plain
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
 from mergelab.page.history import History, Past, described_recipe
+from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import compare as plots_compare
 from mergelab.plots import scores as plots_scores
@@ -21,7 +23,6 @@ from mergelab.plots import spectra as plots
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.compare import Comparison
 from mergelab.step import Step
-from mergelab.table import cell
 
 FORM, PLAIN = "the recipe in the form", "the plain average of the form's experts"
 LOOK_MAP = (
@@ -110,7 +111,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         return (yield from lab.merged(recipe))
 
     def pictures(comparison: Comparison, show: str) -> dict[Any, Any]:
-        headers, rows = comparison.table()
+        numbers, path = frame_and_file(lab, "differences", comparison.table())
         names = list(comparison.spectra)
         first = max(names, key=lambda name: _distance(comparison, name), default=None)
         return {
@@ -118,8 +119,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             tensor: gr.update(choices=names, value=first),
             lines: plots_compare.two_spectra(comparison, first or ""),
             bars: plots.empty("Scoring …"),
-            table: {"headers": headers, "data": [list(map(cell, row)) for row in rows]},
-            download: gr.DownloadButton(value=saved_table(lab, "differences", headers, rows), interactive=True),
+            table: numbers,
+            download: gr.DownloadButton(value=path, interactive=True),
         }
 
     def ask_both(text: str, names: list[str]) -> Iterator[list[str]]:
@@ -146,17 +147,17 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
 
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
-    pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **HEAVY)
+    pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **AT_ONCE)
     questioned = gr.on(
-        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **HEAVY
+        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **AT_ONCE
     )
     verb.governs([pressed, questioned])
-    history.noted.then(listed, [visit, ours, other], [ours, other], **LIGHT)
-    heat.select(told(clicked), keys, tensor, **LIGHT)
+    history.noted.then(listed, [visit, ours, other], [ours, other], **AT_ONCE)
+    heat.select(told(clicked), keys, tensor, **AT_ONCE)
     show = told(lambda names, name: plots_compare.two_spectra(kept(names), name or "") if names else gr.skip())
-    tensor.change(show, [keys, tensor], lines, trigger_mode="always_last", **LIGHT)
+    tensor.change(show, [keys, tensor], lines, trigger_mode="always_last", **AT_ONCE)
     redraw = told(lambda names, how: plots_compare.difference_map(kept(names), how) if names else gr.skip())
-    measure.input(redraw, [keys, measure], heat, **LIGHT)
+    measure.input(redraw, [keys, measure], heat, **AT_ONCE)
 
 
 def _distance(comparison: Comparison, name: str) -> float:

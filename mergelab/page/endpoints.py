@@ -13,9 +13,10 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Run, zipped
+from mergelab.lab.lab import Lab, Run
 from mergelab.lab.line import shared_line
 from mergelab.lab.repair import RepairLab
+from mergelab.lab.saved import zipped
 from mergelab.method import METHODS
 from mergelab.page.telling import sentence_of
 from mergelab.page.visitors import forget_session

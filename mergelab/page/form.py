@@ -13,7 +13,7 @@ from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
-from mergelab.page.telling import LIGHT, saying, told
+from mergelab.page.telling import AT_ONCE, saying, told
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
 from mergelab.recipes.varying import mapped, shown, well_formed
@@ -211,7 +211,7 @@ def draw_form(lab: Lab) -> Form:
     changing = [widget.change for widget in told_by]
     # An answer makes a list of things "change" that are what they were: the browser looks.
     gr.on(changing, None, told_by, None, js="(...values) => { mergelab.formChanged(values) }")
-    form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **LIGHT)
+    form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **AT_ONCE)
 
     def checked(data: dict) -> Any:
         """The status line of a quick look at what is picked; bundled models are analysed at once instead."""
@@ -224,12 +224,12 @@ def draw_form(lab: Lab) -> Form:
         return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
 
     picked = [form.base.change, form.experts.change]  # not input: emptying the box is none
-    gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **LIGHT)
-    form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **LIGHT)
-    form.then.change(form.shown_step, form.then, [*form.steps.values()], **LIGHT)
+    gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **AT_ONCE)
+    form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **AT_ONCE)
+    form.then.change(form.shown_step, form.then, [*form.steps.values()], **AT_ONCE)
     as_yaml = told(lambda data: gr.update(value=form.recipe(data).to_yaml(), visible=True))
-    yaml.expand(as_yaml, form.inputs, form.yaml, **LIGHT | {"queue": False})
-    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **LIGHT)
+    yaml.expand(as_yaml, form.inputs, form.yaml, **AT_ONCE | {"queue": False})
+    apply.click(told(lambda text: form.filled(Recipe.from_yaml(text))), form.yaml, form.outputs, **AT_ONCE)
     return form
 
 
@@ -272,11 +272,11 @@ def _symbol(name: str) -> str:
 
 
 def _rest(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says that no widget shows: it goes back into the recipe as it is. It changes with every recipe."""
+    """What a recipe says that no widget shows: it goes back into the recipe as it is."""
     shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
     plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
     own = {expert.source: dict(expert.settings) for expert in recipe.experts}
-    return {"fields": plain, "own": own, "of": recipe.hash}
+    return {"fields": plain, "own": own}
 
 
 def _weights(text: str | None, count: int) -> list[Any]:

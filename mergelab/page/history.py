@@ -9,7 +9,7 @@ from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab
 from mergelab.method import METHODS
 from mergelab.page.form import Form
-from mergelab.page.telling import LIGHT, told
+from mergelab.page.telling import AT_ONCE, told
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import shown
 
@@ -55,10 +55,10 @@ def draw_history(lab: Lab, form: Form, merged: gr.State, table: gr.Dataframe) ->
         row = getattr(event, "row_value", None) or [""]
         return next((entry.label for entry in entries if entry.sha256 == row[-1]), gr.skip())
 
-    added = merged.change(told(noted), [merged, visit], [visit, chosen, load], **LIGHT)
-    table.select(of_row, visit, chosen, **LIGHT)
+    added = merged.change(told(noted), [merged, visit], [visit, chosen, load], **AT_ONCE)
+    table.select(of_row, visit, chosen, **AT_ONCE)
     load.click(
-        told(lambda label, entries: form.filled(_recipe(label, entries))), [chosen, visit], form.outputs, **LIGHT
+        told(lambda label, entries: form.filled(_recipe(label, entries))), [chosen, visit], form.outputs, **AT_ONCE
     )
     return History(visit, added)
 

@@ -13,7 +13,7 @@ from mergelab.lessons.truncation import ETA, FORMULAS, START
 from mergelab.page.form import Form
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.spectra_tab import Spectra
-from mergelab.page.telling import LIGHT, saying, told
+from mergelab.page.telling import AT_ONCE, saying, told
 from mergelab.page.touch import TouchMatrix
 from mergelab.repair.stories import STORIES
 
@@ -76,11 +76,11 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
         }
 
     shown = [chapter, progress, words, picture, touch, said, try_, back, next_]
-    step.change(told(show), step, shown, trigger_mode="always_last", **LIGHT)
+    step.change(told(show), step, shown, trigger_mode="always_last", **AT_ONCE)
     back.click(None, step, step, js=_turned(-1))
     next_.click(None, step, step, js=_turned(1))
-    chapter.input(lambda name: f"{name}-1", chapter, step, **LIGHT)
-    try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts, spectra.modules], **LIGHT)
+    chapter.input(lambda name: f"{name}-1", chapter, step, **AT_ONCE)
+    try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts, spectra.modules], **AT_ONCE)
     return step
 
 

@@ -18,7 +18,7 @@ from mergelab.lab.lab import Lab, Step
 from mergelab.lab.link import example_of, recipe_of, words_of
 from mergelab.page.form import Form
 from mergelab.page.spectra_tab import Spectra
-from mergelab.page.telling import LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.recipes.recipe import Recipe
 
 _LONGEST = 12_000  # characters of a query; browsers and servers take little more
@@ -73,10 +73,10 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
     page = gr.context.Context.root_block
     outputs = [*form.outputs, *spectra.outputs, tabs, *others.values()]
     asked = gr.Textbox(visible="hidden")
-    page.load(restored, asked, outputs, js="() => location.search", **LIGHT)
-    form.example.input(started, form.example, outputs, trigger_mode="always_last", **LIGHT)
+    page.load(restored, asked, outputs, js="() => location.search", **AT_ONCE)
+    form.example.input(started, form.example, outputs, trigger_mode="always_last", **AT_ONCE)
     both = [words, form.example]
-    changed = form.settled.click(told(spelled), form.inputs, both, trigger_mode="always_last", **LIGHT)
+    changed = form.settled.click(told(spelled), form.inputs, both, trigger_mode="always_last", **AT_ONCE)
     changed.then(None, words, None, js="words => mergelab.address(JSON.parse(words || '{}'))")
     form.eta.change(None, form.eta, None, js=f"eta => mergelab.address({{eta: eta === {_first_eta()} ? '' : eta}})")
     for name, widget in named.items():

@@ -5,16 +5,18 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks, zipped
+from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks
 from mergelab.lab.repair import RepairLab
+from mergelab.lab.saved import zipped
 from mergelab.markdown import code, plain
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.history import History, draw_history, settings_in_words
+from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, running, saying, stopped
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped
 from mergelab.plots import spectra as plots
 
 LOOK = (
@@ -86,20 +88,18 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         return plots.score_bars([(*row, score) for row, score in zip(rows, repaired)] if repaired else rows)
 
     def downloads(run: Run) -> dict[Any, Any]:
-        headers, rows = run.report.table()
-        rows = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
         paths = sorted(str(path) for path in run.folder.iterdir())
         return {
             whole: gr.DownloadButton(value=str(zipped(run.folder)), interactive=True),
             files: paths,
-            table: {"headers": headers, "data": rows},
+            table: frame_of(run.report.table()),
         }
 
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
-    pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **HEAVY)
+    pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.success(None, None, None, js=SHOW)
-    pressed.then(stopped, form.status, form.status, **LIGHT)
+    pressed.then(stopped, form.status, form.status, **AT_ONCE)
     return merged, visit
 
 

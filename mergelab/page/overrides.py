@@ -10,7 +10,7 @@ import gradio as gr
 from mergelab.method import METHODS
 from mergelab.page.filters import parsed, parts_of, place_of
 from mergelab.page.form import Form
-from mergelab.page.telling import LIGHT, told
+from mergelab.page.telling import AT_ONCE, told
 
 
 def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
@@ -38,6 +38,6 @@ def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
 
         return told(more)
 
-    form.method.change(knobs, form.method, setting, **LIGHT)
+    form.method.change(knobs, form.method, setting, **AT_ONCE)
     for scope, button in buttons.items():
-        button.click(added(scope), [modules, setting, value, form.overrides], form.overrides, **LIGHT)
+        button.click(added(scope), [modules, setting, value, form.overrides], form.overrides, **AT_ONCE)

@@ -10,7 +10,7 @@ from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab, lines_in
 from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
-from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.step import Step
 
@@ -114,8 +114,8 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         given,
         [verb.status, of_base, of_expert, of_merged, of_repaired],
         trigger_mode="once",
-        **HEAVY,
+        **AT_ONCE,
     )
     verb.governs([asked])
-    merged.change(told(about), merged, which, **LIGHT)
-    form.experts.change(choices, [form.experts, expert, task], [expert, task], **LIGHT)
+    merged.change(told(about), merged, which, **AT_ONCE)
+    form.experts.change(choices, [form.experts, expert, task], [expert, task], **AT_ONCE)

@@ -9,8 +9,9 @@ from mergelab.lab.lab import Step
 from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, job, saying, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
@@ -59,9 +60,9 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
         return write
 
     given = asked.widgets | {shown.whose, shown.site}
-    jobs = [verb.go.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **HEAVY)]
+    jobs = [verb.go.click(repair, given, [status, key, made, *shown.widgets], trigger_mode="once", **AT_ONCE)]
     for button, sidecar in ((fold, False), (beside, True)):
-        jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **HEAVY))
+        jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **AT_ONCE))
     verb.governs(jobs)
     shown.wire(lab, key)
     return asked.lines
@@ -91,7 +92,7 @@ class _Asked:
                 )
         with gr.Accordion("More settings, and your own prompts", open=False):
             self._draw_rest()
-        self.what.input(told(self._chosen), self.what, [self.what, self.align], **LIGHT)
+        self.what.input(told(self._chosen), self.what, [self.what, self.align], **AT_ONCE)
 
     def _draw_rest(self) -> None:
         with gr.Row():
@@ -153,9 +154,9 @@ class _Shown:
         gr.Markdown(words.LOOK_MATCHING, elem_classes="ml-look")
         self._draw_sites(first)
         with gr.Accordion("All numbers", open=False):
-            self.scores = gr.Dataframe(_cells(first.score_table()), label="Scores", interactive=False)
+            self.scores = gr.Dataframe(frame_of(first.score_table()), label="Scores", interactive=False)
             self.table = gr.Dataframe(
-                _cells(first.table()), label="A row per task and site", interactive=False, max_height=380
+                frame_of(first.table()), label="A row per task and site", interactive=False, max_height=380
             )
             with gr.Row():
                 paths = map(str, lab.saved(first))
@@ -195,8 +196,8 @@ class _Shown:
             self.heat: plots.ratio_heatmap(outcome.reports, data[self.whose]),
             self.dots: plots.deviations(outcome.reports, site),
             self.site: gr.update(choices=_sites(outcome), value=site),
-            self.scores: _cells(outcome.score_table()),
-            self.table: _cells(outcome.table()),
+            self.scores: frame_of(outcome.score_table()),
+            self.table: frame_of(outcome.table()),
         }
 
     def wire(self, lab: RepairLab, key: gr.State) -> None:
@@ -209,9 +210,9 @@ class _Shown:
 
         open_site = told(lambda key, name: plots.deviations(lab.outcome(key).reports, name))
         show_side = told(lambda key, who: plots.ratio_heatmap(lab.outcome(key).reports, who))
-        self.heat.select(told(clicked), key, self.site, **LIGHT)
-        self.site.change(open_site, [key, self.site], self.dots, trigger_mode="always_last", **LIGHT)
-        self.whose.change(show_side, [key, self.whose], self.heat, **LIGHT)
+        self.heat.select(told(clicked), key, self.site, **AT_ONCE)
+        self.site.change(open_site, [key, self.site], self.dots, trigger_mode="always_last", **AT_ONCE)
+        self.whose.change(show_side, [key, self.whose], self.heat, **AT_ONCE)
 
 
 def _followed(telling: Generator, drawn: Callable[[Outcome], dict]) -> Generator[Step | dict, None, Any]:
@@ -239,8 +240,3 @@ def _site(outcome: Outcome) -> str:
 
 def _sites(outcome: Outcome) -> list[tuple[str, str]]:
     return [(plots.site_label(one.site), one.site) for one in outcome.reports[0].channels] if outcome.reports else []
-
-
-def _cells(table: tuple[list[str], list[list[Any]]]) -> dict[str, Any]:
-    headers, rows = table
-    return {"headers": headers, "data": [[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows]}

@@ -6,7 +6,7 @@ import gradio as gr
 
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, Step
-from mergelab.page.telling import HEAVY, job, saying
+from mergelab.page.telling import AT_ONCE, job, saying
 from mergelab.plots.document import document
 from mergelab.report import Report
 
@@ -25,7 +25,7 @@ def draw_report(lab: Lab, merged: gr.State, status: gr.HTML) -> None:
             button = gr.Button(label, size="sm", elem_id=f"report-{kind}")
             fetched = gr.DownloadButton(visible="hidden", elem_id=f"fetch-report-{kind}")
             pressed = button.click(
-                _made(lab, merged, status, fetched, name, written), {merged}, [status, fetched], **HEAVY
+                _made(lab, merged, status, fetched, name, written), {merged}, [status, fetched], **AT_ONCE
             )
             pressed.success(None, None, None, js=_FETCH % f"fetch-report-{kind}")
 

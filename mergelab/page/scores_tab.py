@@ -2,24 +2,23 @@
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, by_method, saved_table
+from mergelab.lab.lab import Lab, by_method
 from mergelab.lab.shipped import start_board
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked, draw_asked
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, job, saying
+from mergelab.page.telling import AT_ONCE, job, saying
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.scoreboard import Board
 from mergelab.scores.verdict import board_verdict
 from mergelab.step import Step
-from mergelab.table import cell
 
 OPENING = "An example that was made in advance. Score makes it anew, with the recipe on the left."
 LOOK_TABLE = (
@@ -52,7 +51,7 @@ def draw_scores_tab(lab: Lab, form: Form) -> Asked:
     bars = PlotlyPanel(plots_scores.board_bars(first), label="Scoreboard", elem_id="board", height=360)
     gr.Markdown(LOOK_BARS, elem_classes="ml-look")
     with gr.Accordion("All numbers", open=False):
-        shown, path = _numbers(lab, first)
+        shown, path = frame_and_file(lab, "scores", first.table())
         table = gr.Dataframe(
             shown, label="A row per model and task", interactive=False, max_height=420, elem_id="board-table"
         )
@@ -70,11 +69,11 @@ def draw_scores_tab(lab: Lab, form: Form) -> Asked:
                 board = step.made
                 yield {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
         yield {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
-        yield dict(zip((table, download), _numbers(lab, board)))
+        yield dict(zip((table, download), frame_and_file(lab, "scores", board.table())))
 
     outputs = [verb.status, grid, bars, about, table, download]
     given = form.inputs | asked.inputs | {methods, everyone}
-    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **HEAVY)])
+    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)])
     return asked
 
 
@@ -91,13 +90,6 @@ def _merged(lab: Lab, recipe: Recipe, methods: list[str]) -> Generator[Step, Non
 def _methods(board: Board) -> list[str]:
     """The methods on a board, but for the first, which is the form's."""
     return [name for name, method in METHODS.items() if method.title in board.merges[1:]]
-
-
-def _numbers(lab: Lab, board: Board) -> tuple[dict[str, Any], str]:
-    """A board as a table to look at, and as a file to take home."""
-    headers, rows = board.table()
-    shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
-    return shown, saved_table(lab, "scores", headers, rows)
 
 
 def _said(board: Board) -> str:

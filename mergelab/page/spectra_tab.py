@@ -8,11 +8,14 @@ import gradio as gr
 
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Step, saved_analysis, start_analysis
+from mergelab.lab.gallery import with_all_settings
+from mergelab.lab.lab import Lab, Step, start_analysis
+from mergelab.lab.saved import saved_analysis
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.plots import spectra as plots
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
@@ -94,7 +97,9 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             ],
         )
     with gr.Accordion("All numbers", open=False):
-        table = gr.Dataframe(_table(start), label="A row per module and expert", interactive=False, max_height=420)
+        table = gr.Dataframe(
+            frame_of(start.table()), label="A row per module and expert", interactive=False, max_height=420
+        )
         with gr.Row():
             csv, json = (str(path) for path in saved_analysis(lab, start))
             as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
@@ -128,7 +133,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             modules: gr.update(choices=_modules(report), value=module),
             heat: _heat(report, fact, _eta(report) or 40.0),
             **module_figures(report, module or ""),
-            table: _table(report),
+            table: frame_of(report.table()),
             as_csv: csv,
             as_json: json,
         }
@@ -143,7 +148,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     def is_shown(data: dict) -> bool:
         """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
         try:
-            return lab.with_all_settings(form.recipe(data)).hash == data[shown]
+            return with_all_settings(form.recipe(data)).hash == data[shown]
         except MergeError:
             return False
 
@@ -151,18 +156,18 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         return plots.layer_named(_report(lab, key), str(getattr(event, "name", ""))).name
 
     form.eta.change(None, form.eta, None, js="eta => { window.mergelab && mergelab.setEta(eta) }")
-    heat.select(told(clicked), shown, modules, **LIGHT)
+    heat.select(told(clicked), shown, modules, **AT_ONCE)
     show_module = told(lambda key, name: module_figures(_report(lab, key), name or ""))
-    modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **LIGHT)
+    modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **AT_ONCE)
     show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
-    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **LIGHT)
+    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **AT_ONCE)
 
     given = form.inputs | {facts, modules, shown}
-    pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **HEAVY)
-    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **HEAVY)
+    pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
+    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
-        event.then(stopped, form.status, form.status, **LIGHT)
+        event.then(stopped, form.status, form.status, **AT_ONCE)
     return Spectra(facts, modules, outputs, pictures)
 
 
@@ -191,8 +196,3 @@ def _modules(report: Report) -> list[tuple[str, str]]:
         (f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name)
         for layer in report.decomposed
     ]
-
-
-def _table(report: Report) -> dict[str, Any]:
-    headers, rows = report.table()
-    return {"headers": headers, "data": [[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows]}

@@ -6,13 +6,14 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, saved_table
+from mergelab.lab.lab import Lab
 from mergelab.lab.shipped import start_sweep
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
+from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import HEAVY, LIGHT, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
@@ -132,15 +133,15 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     filled = [*form.outputs, verb.status]
     outputs = [verb.status, recipes, curves, said, spot, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
-    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **HEAVY)])
-    asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **HEAVY)
+    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)])
+    asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[asked_for], **PRIVATE)
-    asked_for.then(stopped, form.status, form.status, **LIGHT)
-    curves.select(told(clicked), recipes, filled, **LIGHT)
-    use.click(told(used), [spot, recipes], filled, **LIGHT)
+    asked_for.then(stopped, form.status, form.status, **AT_ONCE)
+    curves.select(told(clicked), recipes, filled, **AT_ONCE)
+    use.click(told(used), [spot, recipes], filled, **AT_ONCE)
     ranges = {form.method, form.experts, knob}
-    gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **LIGHT)
-    knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **LIGHT)
+    gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **AT_ONCE)
+    knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **AT_ONCE)
 
 
 def _said(report: SweepReport) -> str:
@@ -156,10 +157,7 @@ def _labels(report: SweepReport) -> list[str]:
 
 
 def _numbers(lab: Lab, report: SweepReport) -> tuple[dict[str, Any], str]:
-    """A sweep as a table to look at, and as a file to take home."""
-    headers, rows = report.table()
-    shown = {"headers": headers, "data": [list(map(cell, row)) for row in rows]}
-    return shown, saved_table(lab, f"sweep-{report.knob}", headers, rows)
+    return frame_and_file(lab, f"sweep-{report.knob}", report.table())
 
 
 def _knobs(method: str, experts: list | None) -> dict[str, Any]:

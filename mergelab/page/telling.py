@@ -17,8 +17,8 @@ from mergelab.lab.lab import Step
 from mergelab.lab.line import Waiting, shared_line
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-LIGHT: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # queued: gradio shows no error of an event that is not
-HEAVY: dict[str, Any] = PRIVATE | {"concurrency_limit": None}  # they wait in a line of our own, which says its length
+# Queued, as gradio shows no error of an event that is not; any number at once: heavy work waits in a line of our own.
+AT_ONCE: dict[str, Any] = PRIVATE | {"concurrency_limit": None}
 
 _log = logging.getLogger("mergelab")
 

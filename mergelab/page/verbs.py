@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.page.telling import LIGHT, PRIVATE, saying, stopped
+from mergelab.page.telling import AT_ONCE, PRIVATE, saying, stopped
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Verb:
         events = list(events)
         self.stop.click(None, None, None, cancels=events, **PRIVATE)
         for event in events:
-            event.then(stopped, self.status, self.status, **LIGHT)
+            event.then(stopped, self.status, self.status, **AT_ONCE)
 
 
 def draw_verb(label: str, key: str, opening: str = "") -> Verb:

@@ -6,10 +6,11 @@ from typing import Any
 
 from mergelab.plots.spectra import COLOURS, MERGED_COLOUR, Figure, empty, two_plots
 from mergelab.scores.knobs import EXPERTS, symbol
-from mergelab.scores.scoreboard import Board
+from mergelab.scores.scoreboard import BASE, Board
 from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
+OWN = "its own expert"  # the row of all experts, where each has done its own task alone
 PLAIN = "#9ca3af"  # the base
 GRID = [[0, "#fee2e2"], [0.5, "#fef3c7"], [1, "#86efac"]]  # light enough for dark print
 SHARES = ("cosine to the average", "rank kept, share", "share pruned", "entries kept", "sign conflicts", "energy kept")
@@ -20,15 +21,11 @@ def board_bars(board: Board) -> Figure:
     if not board.scores:
         return empty("Scores appear here.")
     exact = next(iter(board.scores.values())).measure == "exact match"
-    groups = [*board.tasks, "mean"] if len(board.tasks) > 1 else list(board.tasks)
-    shown = [name for name in board.models if name not in board.experts or _everywhere(board, name)]
-    bars = [(name, [_scored(board, name, task) for task in groups]) for name in shown]
-    if not all(_everywhere(board, name) for name in board.experts):
-        bars.insert(1, ("its own expert", [_own(board, task) for task in groups]))
-    traces = [_bars(name, groups, found, _colour(name, i, board), exact) for i, (name, found) in enumerate(bars)]
+    groups, found = _laid_out(board)
+    traces = [_bars(name, groups, row, _colour(name, i), exact) for i, (name, row) in enumerate(found.items())]
     layout = _bar_layout(exact)
     said = [
-        ", ".join(f"{name} {_said(found[i], exact)}" for name, found in bars if found[i]) for i in range(len(groups))
+        ", ".join(f"{name} {_said(row[i], exact)}" for name, row in found.items() if row[i]) for i in range(len(groups))
     ]
     alt = "; ".join(f"{task}: {numbers}" for task, numbers in zip(groups, said))
     layout["meta"] = {"alt": alt, "tall": 520, "across": "task"}
@@ -40,11 +37,7 @@ def board_grid(board: Board) -> Figure:
     if not board.scores:
         return empty("Scores appear here.")
     exact = next(iter(board.scores.values())).higher_is_better
-    groups = [*board.tasks, "mean"] if len(board.tasks) > 1 else list(board.tasks)
-    rows = [name for name in board.models if name not in board.experts or _everywhere(board, name)]
-    found = {name: [_scored(board, name, task) for task in groups] for name in rows}
-    if not all(_everywhere(board, name) for name in board.experts):
-        found = {"base": found["base"], "its own expert": [_own(board, task) for task in groups]} | found
+    groups, found = _laid_out(board)
     best = [*map(board.winner, board.tasks), next(iter(board.ranked()), None)]
     stars = {(name, i) for i, name in enumerate(best[: len(groups)]) if name and len(board.merges) > 1}
     values = [[mean and round(mean.value, 5) for mean in row] for row in found.values()]
@@ -76,6 +69,19 @@ def board_grid(board: Board) -> Figure:
     return {"data": [heat], "layout": layout}
 
 
+def _laid_out(board: Board) -> tuple[list[str], dict[str, list[Mean | None]]]:
+    """The tasks, and their mean if there are several; each model's scores on them, the base's first.
+
+    Experts that have not done every task are one model: of each task its own expert.
+    """
+    groups = [*board.tasks, "mean"] if len(board.tasks) > 1 else list(board.tasks)
+    shown = [name for name in board.models if name not in board.experts or _everywhere(board, name)]
+    rows = [(name, [_scored(board, name, task) for task in groups]) for name in shown]
+    if not all(_everywhere(board, name) for name in board.experts):
+        rows.insert(1, (OWN, [_own(board, task) for task in groups]))
+    return groups, dict(rows)
+
+
 def _everywhere(board: Board, model: str) -> bool:
     return len(board.of(model)) == len(board.tasks)
 
@@ -97,8 +103,8 @@ def _own(board: Board, task: str) -> Mean | None:
     return mean_score(found) if len(found) == len(pairs) else None
 
 
-def _colour(name: str, index: int, board: Board) -> str:
-    fixed = {"base": PLAIN, "its own expert": COLOURS[2], "merged": COLOURS[0], "A": COLOURS[0], "B": COLOURS[1]}
+def _colour(name: str, index: int) -> str:
+    fixed = {BASE: PLAIN, OWN: COLOURS[2], "merged": COLOURS[0], "A": COLOURS[0], "B": COLOURS[1]}
     return fixed.get(name, COLOURS[(index + 2) % len(COLOURS)])
 
 

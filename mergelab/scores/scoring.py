@@ -17,6 +17,7 @@ from mergelab.model import Running
 from mergelab.scores.questions import Questions
 
 Z = 1.959964  # of the normal distribution, for 95 %
+ALPHA = 0.05  # a difference that luck makes less often than this is called one
 _LOGITS = 2**27  # numbers of one forward pass, at most
 
 

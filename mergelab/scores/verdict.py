@@ -2,7 +2,7 @@
 
 from mergelab.markdown import plain
 from mergelab.scores.scoreboard import Board
-from mergelab.scores.scoring import mean_score, wins
+from mergelab.scores.scoring import ALPHA, mean_score, wins
 
 
 def board_verdict(board: Board) -> str:
@@ -29,7 +29,7 @@ def _lead(board: Board) -> str:
     first, second = ranked[:2]
     more, fewer, luck = wins(board.of(first), board.of(second))
     said = [f"**{plain(name)}** {_number(mean_score(board.of(name)).value, board)}" for name in (first, second)]
-    doubt = "this may be luck" if luck > 0.05 else "hardly luck"
+    doubt = "this may be luck" if luck > ALPHA else "hardly luck"
     return (
         f"Over all tasks {said[0]} leads, before {said[1]}: prompt by prompt it wins {more} and loses {fewer} "
         f"(sign test: p = {luck:.2g}, {doubt})."
