@@ -12,7 +12,7 @@ from torch import Tensor
 FEW = 2**15  # below this a plain selection is as fast
 BLOCK = 2**16  # entries that are looked at together: few enough to stay in the cache
 SAMPLED = 64  # one entry in so many is sorted, to guess between which two values the answer lies
-MANY = BLOCK // 8  # more entries of a block than that are not expected between the two, unless they tie
+ONE_BY_ONE = 2**19  # so many numbers are held as they are; of more, those that tie are held once and counted
 SIGMAS = 5  # how far the guess may be off
 
 # Several lists, a piece of each at a time; each call gives all of them again.
@@ -52,22 +52,23 @@ def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
 
 def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequence[int]) -> list[Tensor | None]:
     """The k-th largest of each list; None where it lies outside its bracket."""
-    above, inside = [0] * len(counts), [[] for _ in counts]
+    above, inside, held = [0] * len(counts), [[] for _ in counts], 0
     for pieces in walk():
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
             for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
                 above[i] += numpy.count_nonzero(over)
-                inside[i].append(_counted(part[within]))
+                inside[i].append(_counted(part[within]) if held > ONE_BY_ONE else (part[within], None))
+                held += len(inside[i][-1][0])
     return [_counted_down(some, k - over) for some, over, k in zip(inside, above, counts)]
 
 
-def _counted(values: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray | None]:
-    """Numbers, and how often each is there, where they are many: then most of them tie. None: once each."""
-    return numpy.unique(values, return_counts=True) if len(values) > MANY else (values, None)
+def _counted(values: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Numbers, and how often each is there: where they are many, most of them tie."""
+    return numpy.unique(values, return_counts=True)
 
 
 def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray | None]], k: int) -> Tensor | None:
-    """The k-th largest of numbers as `_counted` gives them; None if there are not so many, or k < 1."""
+    """The k-th largest of numbers and how often each is there (None: once); None if there are not so many, or k < 1."""
     values = numpy.concatenate([part for part, _ in some])
     if all(times is None for _, times in some):
         return torch.from_numpy(numpy.sort(values)[-k:])[0] if 0 < k <= len(values) else None
