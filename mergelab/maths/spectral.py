@@ -143,7 +143,10 @@ def ranks_keeping(values: Tensor, shares: Tensor) -> Tensor:
 
 def rank_keeping(values: Tensor, share: float) -> int:
     """The smallest rank that keeps `share` (0…1) of the sum of the singular values."""
-    return int(ranks_keeping(values, torch.tensor(share, dtype=torch.float64)))
+    if not len(values):
+        return 0
+    mass = values.double().cumsum(0)
+    return min(int(torch.searchsorted(mass, share * mass[-1])) + 1, len(values))
 
 
 def projected(basis: Tensor, matrix: Delta) -> Tensor:
