@@ -73,13 +73,15 @@ class Layer:
         return known
 
     def leading(self, factors: Sequence[Factors], ranks: Sequence[int], gains: Sequence[float]) -> list[LowRank]:
-        """Each delta's so many strongest directions, times a gain; projected once for all smaller ranks to come."""
-        found = []
-        for i, (delta, mine, rank, gain) in enumerate(zip(self.deltas, factors, ranks, gains)):
-            if i not in self._coordinates or len(self._coordinates[i]) < rank:
-                self._coordinates[i] = spectral.coordinates(delta, mine, rank)
-            found.append(spectral.leading(delta, mine, rank, gain, self._coordinates[i]))
-        return found
+        """Each delta's so many strongest directions, times a gain. What was projected for other ranks is taken over."""
+        return [self._leading(i, *of_it) for i, of_it in enumerate(zip(factors, ranks, gains))]
+
+    def _leading(self, expert: int, factors: Factors, rank: int, gain: float) -> LowRank:
+        delta, known = self.deltas[expert], self._coordinates.get(expert)
+        found = spectral.coordinates(delta, factors, rank, known)
+        if known is None or len(known) < rank:
+            self._coordinates[expert] = found
+        return spectral.leading(delta, factors, rank, gain, found)
 
     @cached_property
     def _coordinates(self) -> dict[int, Tensor]:

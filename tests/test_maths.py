@@ -4,9 +4,10 @@ import pytest
 import torch
 from making import noise
 
-from mergelab.maths import signs, spectral, subspace
+from mergelab.maths import selection, signs, spectral, subspace
 from mergelab.maths.selection import kth_largest, kth_largest_of_each
 from mergelab.maths.spectral import LowRank
+from mergelab.method import Layer
 
 MATRICES = {
     "large and wide": noise(70, 90),
@@ -177,6 +178,14 @@ def test_the_kth_largest_of_lists_that_come_in_pieces_is_that_of_the_whole_lists
     assert found == [kth_largest(values, k) for values, k in zip(lists, counts)]
 
 
+@pytest.mark.parametrize("one_by_one", [0, 700, 10**9])
+def test_the_kth_largest_is_found_however_few_candidates_are_held_as_they_are(monkeypatch, one_by_one):
+    monkeypatch.setattr(selection, "ONE_BY_ONE", one_by_one)
+    values = (noise(301, 700) * 8).round().float()  # a dozen numbers, each there thousands of times
+    for k in (1, 40_000, 105_350, 301 * 700):
+        assert kth_largest(values, k) == values.flatten().sort(descending=True).values[k - 1]
+
+
 def test_the_kth_largest_is_found_where_the_sample_misleads():
     values = torch.ones(2**17)
     values[:: (len(values) // 2**12) | 1] = 5.0  # all that the sample sees
@@ -219,3 +228,24 @@ def test_a_polar_factor_is_found_though_lapacks_decomposition_does_not_converge(
     monkeypatch.setattr(torch.linalg, "svd", svd)
     assert torch.allclose(subspace.orthogonal(vectors), wanted, atol=1e-9)
     assert len(calls) == 2
+
+
+def test_a_sum_is_divided_by_its_weights_unless_they_cancel():
+    mass = torch.tensor([2.0, -0.5, 0.0, 1e-8, 0.9e-8, -0.9e-8])
+    assert signs.divided(torch.full_like(mass, 3.0), mass).tolist() == pytest.approx([1.5, -6, 3, 3e8, 3, 3])
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (90, 70)], ids=str)
+def test_what_a_layer_has_projected_for_other_ranks_is_taken_over_and_changes_no_bit(shape):
+    deltas = tuple(noise(*shape, seed=seed, dtype=torch.float32) for seed in range(2))
+    layer = Layer("matrix", torch.zeros(shape), deltas, torch.ones(2), decompose=True)
+    factors = layer.factors()
+    for ranks in ([3, 39], [2, 33], [0, 16], [40, 1], [17, 48], [17, 70]):
+        found = layer.leading(factors, ranks, [1.0, 0.5])
+        wanted = list(map(spectral.leading, deltas, factors, ranks, [1.0, 0.5]))
+        assert all(torch.equal(one.dense(), other.dense()) for one, other in zip(found, wanted))
+        assert [part.left.shape[1] for part in found] == ranks
+        exact = [f.vectors[:, :r] @ f.vectors[:, :r].T for f, r in zip(factors, ranks)]
+        for part, delta, inside, gain in zip(found, deltas, exact, [1.0, 0.5]):
+            near = inside @ delta.double() if factors[0].left else delta.double() @ inside
+            assert torch.allclose(part.dense().double(), gain * near, atol=1e-5)

@@ -92,6 +92,16 @@ def test_sweeping_back_and_forth_changes_nothing_that_is_kept():
     assert once.points == tuple(point for point in again.points if point.value in (20, 40))
 
 
+@pytest.mark.parametrize("method", ["star", "drm_h", "ties"])
+def test_layers_that_do_not_fit_into_memory_are_read_again_and_the_points_are_the_same(method, monkeypatch):
+    work, knob = plan(Recipe("numbers/base", TRIO, method)), {"star": "eta", "drm_h": "drop", "ties": "density"}[method]
+    values = [20, 40] if method == "star" else [0.2, 0.4]
+    with_room = finished(sweep(work, knob, values))
+    for room in (0, 300_000):  # none, and some of the layers
+        monkeypatch.setattr("mergelab.scores.sweep.KEPT_BYTES", room)
+        assert finished(sweep(work, knob, values)).points == with_room.points
+
+
 def test_each_step_says_how_far_it_is_and_a_finished_point_can_be_shown():
     steps = list(sweep(plan(STAR), "eta", [20, 40]))
     assert [step.done for step in steps] == sorted(step.done for step in steps) and steps[-1].done == steps[

@@ -13,7 +13,7 @@ from torch.linalg import LinAlgError
 from mergelab.maths import lapack
 
 SMALL = 64  # up to so many rows one call for all vectors costs less than several for some
-CHUNK = 2**21  # entries that are held in float64 at a time
+CHUNK = 2**18  # entries that are held in float64 at a time
 
 Count = Callable[[Tensor], int]  # all singular values, descending -> how many vectors
 Found = tuple[Tensor, Tensor, str]  # values (k,), vectors (rows, count) or more, the road

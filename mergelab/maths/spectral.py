@@ -157,18 +157,25 @@ def projected(basis: Tensor, matrix: Delta) -> Tensor:
     return basis.to(matrix).T @ matrix
 
 
-def coordinates(matrix: Delta, factors: Factors, rank: int) -> Tensor:
-    """U_rᵀ M, (rank, in); where the factors have right vectors V_rᵀ Mᵀ, (rank, out). Precision as in `projected`."""
-    kept = factors.vectors[:, :rank].contiguous()  # the same bits, however many others are held
-    return projected(kept, matrix if factors.left else matrix.T)
+def coordinates(matrix: Delta, factors: Factors, rank: int, known: Tensor | None = None) -> Tensor:
+    """U_rᵀ M, (rank, in); where the factors have right vectors V_rᵀ Mᵀ, (rank, out). Precision as in `projected`.
+
+    known: these coordinates for another rank, to take over what both have. Some rows are computed at a time, always the
+    same ones together, so that no bit depends on what was known.
+    """
+    given, step = matrix if factors.left else matrix.T, max(16, len(factors.vectors) // 32)
+    whole = 0 if known is None else min(len(known), rank) // step * step
+    bases = [factors.vectors[:, start : min(start + step, rank)] for start in range(whole, max(rank, 1), step)]
+    fresh = [projected(basis.contiguous(), given) for basis in bases]
+    return torch.cat(fresh if known is None else [known[:whole], *fresh])
 
 
 def leading(matrix: Delta, factors: Factors, rank: int, gain: float = 1.0, known: Tensor | None = None) -> LowRank:
     """The leading `rank` directions of a matrix, times `gain`: a projection on one side's vectors.
 
-    known: `coordinates` of these or more directions, where somebody has them.
+    known: their `coordinates`, where somebody has them.
     """
-    right = coordinates(matrix, factors, rank) if known is None else known[:rank]
+    right = coordinates(matrix, factors, rank) if known is None else known
     found = LowRank(gain * factors.vectors[:, :rank], right).to(at_least_single(matrix.dtype))
     return found if factors.left else found.T
 
