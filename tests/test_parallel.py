@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from mergelab import METHODS, MergeError, inspect, merge, plan
 from mergelab.maths import inner
 from mergelab.maths.spectral import LowRank
-from mergelab.merging import walk
+from mergelab.merging import memory, walk
 from mergelab.merging.devices import Team, workers_for
 from mergelab.merging.walk import walked
+from mergelab.planning import parts
 
 
 def sha256(report):
@@ -45,13 +46,13 @@ def test_a_table_that_is_merged_in_parts_gets_the_same_bytes_and_facts(tmp_path,
     experts = experts[: METHODS[method].most]
     recipe = recipe_of(write_model(tmp_path / "base", base), *experts, method=method)
     whole = finished(merge(plan(recipe), tmp_path / "whole"))
-    monkeypatch.setattr(walk, "PART", 12)
-    monkeypatch.setattr(walk, "WHOLE", 12)
-    counts = [len(walk.parts(plan(recipe), name)) for name in ("embed.weight", "a.weight")]
+    monkeypatch.setattr(parts, "PART", 12)
+    monkeypatch.setattr(parts, "WHOLE", 12)
+    counts = [len(parts.parts(plan(recipe), name)) for name in ("embed.weight", "a.weight")]
     assert counts == {"never": [1, 1], "tables": [6, 1], "always": [6, 6]}[METHODS[method].entrywise]
-    parts = finished(merge(plan(recipe), tmp_path / "parts"))
-    assert sha256(whole) == sha256(parts)
-    for one, other in zip(whole.layers, parts.layers):
+    in_parts = finished(merge(plan(recipe), tmp_path / "parts"))
+    assert sha256(whole) == sha256(in_parts)
+    for one, other in zip(whole.layers, in_parts.layers):
         for fact in one.facts:
             assert one.facts[fact] == pytest.approx(other.facts[fact], rel=1e-5, abs=1e-6), (one.name, fact)
 
@@ -124,6 +125,32 @@ def test_the_number_of_workers_is_checked():
     assert workers_for("cpu") >= 1 and workers_for("cpu", 3) == 3
     with pytest.raises(MergeError, match="at least 1 worker, not 0"):
         workers_for("cpu", 0)
+
+
+@pytest.mark.parametrize(("free", "fit"), [(0, 4), (10**12, 4), (5_000, 2), (1, 1)])
+def test_as_many_workers_merge_as_the_free_memory_has_room_for(trio, tmp_path, monkeypatch, free, fit):
+    work = plan(recipe_of(*trio, method="star"))
+    assert max(parts.held(work, name) for name in work.names) == 4 * 66 * 7  # of the embedding, with two experts
+    monkeypatch.setattr(walk, "available", lambda: free)
+    monkeypatch.setattr(walk, "workers_for", lambda device, asked: asked or 4)
+    found, why = walk.workers_fitting(work, "cpu", None)
+    assert found == fit
+    assert why.startswith(f"{fit} of 4 cores merge at a time") if fit < 4 else why == ""
+    assert walk.workers_fitting(work, "cpu", 7) == (7, ""), "whoever asks for a number gets it"
+    assert (why in finished(merge(work, tmp_path / "out")).notes) == bool(why)
+
+
+def test_free_memory_is_what_the_system_says_or_what_the_container_has_left(tmp_path, monkeypatch):
+    whole = memory.available()
+    assert 0 < whole <= memory.installed()
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 900000\n")
+    for limit, left in {"5000": 4000, "900": 0, "max": None}.items():
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert memory.available() == left if left is not None else memory.available() > whole // 2
+    (tmp_path / "memory.max").write_text("5000")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert memory.available() == 2000
 
 
 def test_processes_share_every_tensor_once_and_evenly():

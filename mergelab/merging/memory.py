@@ -7,10 +7,12 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc's mallopt
 _LARGE = 1 << 30  # bytes
+CONTAINER = "/sys/fs/cgroup"  # where Linux says what a container may take
 
 
 @contextmanager
@@ -43,6 +45,23 @@ def installed() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def available() -> int:
+    """The bytes that this process may still take, by the system or by the container it runs in; 0 if nobody says.
+
+    Processes that a launcher has started on one machine have equal shares.
+    """
+    free = [installed() // 2]  # where the system does not say what is free
+    with suppress(OSError, KeyError, ValueError):
+        free = [1024 * int(_listed("/proc/meminfo", ":")["MemAvailable"].removesuffix("kB"))]
+    with suppress(OSError, KeyError, ValueError):  # "max" is no number
+        free += [int(Path(CONTAINER, "memory.max").read_text()) - int(_listed(f"{CONTAINER}/memory.stat", " ")["anon"])]
+    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _listed(file: str, between: str) -> dict[str, str]:
+    return dict(line.split(between, 1) for line in Path(file).read_text().splitlines())
 
 
 def _glibc() -> ctypes.CDLL | None:

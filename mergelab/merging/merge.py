@@ -18,7 +18,7 @@ import torch
 
 from mergelab.errors import MergeError
 from mergelab.maths.inner import finite, is_unmoved, unmoved
-from mergelab.merging.devices import Team, team, workers_for
+from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
 from mergelab.merging.inputs import hashed, input_files, inputs
 from mergelab.merging.journal import fingerprint
@@ -26,8 +26,9 @@ from mergelab.merging.measure import Measures
 from mergelab.merging.memory import peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
-from mergelab.merging.walk import costs, parts, rows_at_a_time, walked
+from mergelab.merging.walk import costs, walked, workers_fitting
 from mergelab.method import Layer, Merged, Whole
+from mergelab.planning.parts import parts, rows_at_a_time
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport, Report
 
@@ -43,8 +44,9 @@ def inspect(
     """
     started, crew = time.monotonic(), team()
     job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
-    layers = yield from _shared(job, crew, {}, workers)
-    return _report(plan, layers, started, device, job.kept.notes)
+    count, why = workers_fitting(plan, device, workers)
+    layers = yield from _shared(job, crew, {}, count)
+    return _report(plan, layers, started, device, (*filter(None, [why]), *job.kept.notes))
 
 
 def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
@@ -63,9 +65,10 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
         digests = stack.enter_context(hashed(crew.share(_sizes(plan))))
-        layers = yield from _shared(job, crew, done, workers)
+        count, why = workers_fitting(plan, device, workers)
+        layers = yield from _shared(job, crew, done, count)
         known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
-        notes = (*notes, *_taken_over(done), *job.kept.notes)
+        notes = (*notes, *_taken_over(done), *filter(None, [why]), *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
             report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))
@@ -73,13 +76,13 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
     return report
 
 
-def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int | None) -> Generator:
+def _shared(job: "_Job", crew: Team, done: dict[str, LayerReport], workers: int) -> Generator:
     """Walk this process's share of what is not done yet; the LayerReports of all processes."""
     yield from done.values()
     left = {name: cost for name, cost in costs(job.plan).items() if name not in done}
     mine, layers = {name: left[name] for name in crew.share(left)}, []
     try:
-        for layer in walked(mine, job.done, workers_for(job.device, workers)):
+        for layer in walked(mine, job.done, workers):
             layers.append(layer)
             yield layer
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The order of a long job: which tensor first, in what parts, on how many threads. Knows no mathematics and no file.
+"""The order of a long job: which tensor first, on how many threads. Knows no mathematics and no file.
 
 Each worker holds one tensor at a time, so that memory is bounded by the number of workers, and each computes on one
 core: factorisations of this size lose more by waiting for each other's threads than they gain. What is written does
@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import torch
 
-from mergelab.merging.memory import reused
+from mergelab.merging.devices import workers_for
+from mergelab.merging.memory import available, reused
+from mergelab.planning.parts import held
 from mergelab.planning.plan import Plan
 
 Made = TypeVar("Made")
 
-PART = 1 << 18  # entries of a tensor that are merged at a time, where each entry is merged on its own
-WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same
+ROOM = 0.8  # the share of the free memory that tensors may take
 _PER_ENTRY = 64  # what reading, merging and writing an entry costs, in multiplications of a factorisation
 
 
@@ -36,24 +37,19 @@ def _cost(plan: Plan, name: str) -> float:
     return prod(shape) * min(shape) + 4 * min(shape) ** 3
 
 
-def parts(plan: Plan, name: str) -> list[slice | None]:
-    """The rows that are merged at a time: all at once (None), or few where the recipe treats each entry on its own.
+def workers_fitting(plan: Plan, device: torch.device | str, asked: int | None) -> tuple[int, str]:
+    """How many threads work at once, as in `workers_for`, and why not more.
 
-    They depend on the shape alone: not on how much memory there is, nor on who works.
+    Unless a number is asked, there are as few as the free memory has room for: each holds a tensor of every expert.
     """
-    shape = plan.base.entries[name].shape
-    whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
-    decompose = plan.decomposes(name)
-    entrywise = plan.method.goes_by_entries(decompose) and not (decompose and plan.steps)
-    if whole or not entrywise or prod(shape) <= WHOLE:
-        return [None]
-    step = rows_at_a_time(shape)
-    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-
-
-def rows_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many rows of a tensor make a part."""
-    return max(1, PART // max(1, prod(shape[1:])))
+    workers, free = workers_for(device, asked), available()
+    if asked is not None or torch.device(device).type != "cpu" or not free:
+        return workers, ""
+    fit = max(1, min(workers, int(ROOM * free) // max((held(plan, name) for name in plan.names), default=1)))
+    why = (
+        f"{fit} of {workers} cores merge at a time: there is no room for more tensors in {free / 1e9:.1f} GB of memory."
+    )
+    return fit, why if fit < workers else ""
 
 
 def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int) -> Generator[Made, None, None]:

@@ -77,8 +77,9 @@ class Check:
         yield from (f"merged: {count} tensors, {how}" for how, count in self.merged.items())
         yield from (f"not merged: {name}: {why}" for name, why in self.skipped.items())
         if takes := self.estimate:
-            read, written, free, memory = map(_size, (takes.read, takes.written, takes.disk_free, takes.memory))
-            yield f"takes: reads {read}, writes {written} of {free} free, memory about {memory}, {takes.seconds:.0f} s"
+            read, written, free = map(_size, (takes.read, takes.written, takes.disk_free))
+            memory = f"memory about {_size(takes.memory)} (a further worker: {_size(takes.memory_per_worker)})"
+            yield f"takes: reads {read}, writes {written} of {free} free, {memory}, {takes.seconds:.0f} s"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"problem: {problem}" for problem in self.problems)
         yield "The recipe cannot be merged as it is." if self.problems else "The recipe can be merged."

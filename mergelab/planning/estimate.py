@@ -11,6 +11,7 @@ from mergelab.errors import MergeError
 from mergelab.files.adapter import Adapter
 from mergelab.files.checkpoint import Entry
 from mergelab.method import Layer, MergeMethod
+from mergelab.planning.parts import held
 from mergelab.planning.plan import Plan
 
 _READ, _WORK = 300e6, 8e9  # bytes a second from a disk, and float64 operations a second of a core: a plain laptop's
@@ -19,12 +20,16 @@ _PROCESS = 400e6  # bytes of memory that Python, torch and their libraries take
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds, to within a factor of two or three on a laptop; disk_free is measured."""
+    """Bytes and seconds, to within a factor of two or three on a laptop; disk_free is measured.
+
+    memory: with one worker; each further one takes memory_per_worker more.
+    """
 
     read: int
     written: int
     disk_free: int
     memory: int
+    memory_per_worker: int
     seconds: float
 
 
@@ -36,13 +41,12 @@ def estimate(work: Plan, out: Path = Path(".")) -> Estimate:
     read += sum(_size(e.adapter.entries) for e in work.experts if isinstance(e.adapter, Adapter))
     kept = {*work.names, *work.copied}
     written = _size({n: entry.cast(work.recipe.written_dtype) for n, entry in base.items() if n in kept})
-    largest = max((prod(base[name].shape) for name in work.names), default=0)
     moved = sum(prod(base[name].shape) for name in work.names) * (experts + 1)
     spectral = is_spectral(work.method)
     work_done = sum(_factorisation(base[n].shape, experts) for n in work.names if spectral and work.decomposes(n))
     seconds = (read + written) / _READ + moved * 20 / _WORK + work_done / _WORK
-    memory = _PROCESS + largest * 4 * (2 * experts + 3)
-    return Estimate(read, written, shutil.disk_usage(out).free, int(memory), round(seconds, 1))
+    tensor = max((held(work, name) for name in work.names), default=0)
+    return Estimate(read, written, shutil.disk_usage(out).free, int(_PROCESS) + tensor, tensor, round(seconds, 1))
 
 
 def is_spectral(method: MergeMethod) -> bool:

@@ -18,11 +18,10 @@ from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS
 from mergelab.maths.inner import inner_products, norm
 from mergelab.maths.spectral import Factors, LowRank
-from mergelab.merging.devices import workers_for
 from mergelab.merging.memory import installed
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
-from mergelab.merging.walk import costs, walked
+from mergelab.merging.walk import costs, walked, workers_fitting
 from mergelab.method import METHODS, Layer
 from mergelab.model import Running
 from mergelab.planning.plan import Plan, plan
@@ -120,7 +119,8 @@ def _point(
         layers.keep(layer)
         return name
 
-    for name in walked(costs(work), done, workers_for(layers.device)):
+    workers, _ = workers_fitting(work, layers.device, None)
+    for name in walked(costs(work), done, workers):
         yield replace(step, name=f"{step.name} · {name}")
     scores: tuple[TaskScore, ...] = ()
     if resident and scorer:
