@@ -14,6 +14,7 @@ from typing import Any
 from mergelab.assets import bundled
 from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.recipes.recipe import Recipe
+from mergelab.words import counted
 
 _PREFIX = "MERGELAB_"
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -60,7 +61,7 @@ class Limits:
             self.check_source(source)
         count = len(recipe.experts)
         if self.max_experts is not None and count > self.max_experts:
-            raise MergeError(f"The recipe has {count} experts; this page merges at most {self.max_experts}.")
+            raise MergeError(f"The recipe has {counted(count, 'expert')}; this page merges at most {self.max_experts}.")
         if self.public and recipe.chat_template not in (None, "auto"):
             raise MergeError("On this page a chat template is that of one of the models: 'auto', or none given.")
 

@@ -17,22 +17,22 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "page commands table merging planning recipes report files errors",
-    "page": "lessons plots lab table scores step repair limits method recipes report markdown assets errors",
+    "page": "words lessons plots lab table scores step repair limits method recipes report markdown assets errors",
     "lessons": "plots scores repair planning method recipes report maths assets",
-    "commands": "plots lab table scores step repair merging planning recipes report files errors",
-    "plots": "scores recipes report maths assets",
+    "commands": "words plots lab table scores step repair merging planning recipes report files errors",
+    "plots": "words scores recipes report maths assets",
     "__init__": "verbs start step merging planning method recipes report errors",
     "verbs": "lab scores step recipes model files errors",
     "lab": "table scores step repair limits merging planning method recipes report align tasks model files "
     "assets errors",
     "table": "errors",
-    "scores": "step merging planning method recipes report markdown model files maths errors",
+    "scores": "words step merging planning method recipes report markdown model files maths errors",
     "step": "",
     "repair": "merging planning recipes report markdown tasks model files maths assets errors",
-    "limits": "recipes assets errors",
+    "limits": "words recipes assets errors",
     "start": "",
-    "merging": "planning method recipes report markdown align model files maths errors",
-    "planning": "methods method recipes align files maths errors",
+    "merging": "words planning method recipes report markdown align model files maths errors",
+    "planning": "words methods method recipes align files maths errors",
     "methods": "method maths errors",
     "method": "setting report maths errors",
     "setting": "recipes errors",
@@ -47,6 +47,7 @@ ROOMS = {
     "maths": "",
     "assets": "",
     "errors": "",
+    "words": "",
 }
 ONLY_IN = {"gradio": "page", "plotly": "plots", "transformers": "model"}
 MODULES = sorted((HOUSE / "mergelab").rglob("*.py"))

@@ -317,5 +317,5 @@ def test_emptied_and_unknown_experts_are_told_at_once_and_the_old_pictures_fade(
     page.locator("#experts .remove-all").click()
     page.locator("#experts input").fill("numbers/french")
     page.get_by_role("option", name="numbers/french", exact=True).click()
-    expect(page.locator("#status .good")).to_contain_text("28 matrices of 1 experts analysed")
+    expect(page.locator("#status .good")).to_contain_text("28 matrices of 1 expert analysed")
     expect(page.locator("#heat .ml-plot")).to_have_css("opacity", "1")

@@ -8,6 +8,7 @@ from mergelab.recipes.recipe import Recipe
 from mergelab.report import Report
 from mergelab.step import result
 from mergelab.table import written_to
+from mergelab.words import counted
 
 
 def add_report(verbs: argparse._SubParsersAction) -> None:
@@ -26,7 +27,7 @@ def _report(asked: argparse.Namespace) -> None:
     written_to(asked.out, document(report))
     if asked.json:
         written_to(asked.json, report.to_json())
-    print(f"{asked.out}: {len(report.decomposed)} matrices of {len(report.experts)} experts")
+    print(f"{asked.out}: {counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}")
 
 
 def reported(lab: Lab, recipe: Recipe, scores: bool = False) -> Report:

@@ -11,6 +11,7 @@ from mergelab.planning.provenance import front_matter
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import shown
 from mergelab.report import Report
+from mergelab.words import counted
 
 
 def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Sequence[Path]) -> str:
@@ -31,7 +32,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# A merge of {len(recipe.experts)} experts by {method.title}
+# A merge of {counted(len(recipe.experts), "expert")} by {method.title}
 
 Made with mergelab. Method: {_cited(method)}{steps}
 

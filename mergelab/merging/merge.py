@@ -46,7 +46,7 @@ def inspect(
     job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
     count, why = workers_fitting(plan, device, workers)
     layers = yield from _shared(job, crew, {}, count)
-    return _report(plan, layers, started, device, (*filter(None, [why]), *job.kept.notes))
+    return _report(plan, layers, started, device, (*why, *job.kept.notes))
 
 
 def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", workers: int | None = None) -> Progress:
@@ -68,7 +68,7 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)
         known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
-        notes = (*notes, *_taken_over(done), *filter(None, [why]), *job.kept.notes)
+        notes = (*notes, *_taken_over(done), *why, *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
             report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))

@@ -13,6 +13,7 @@ from mergelab.page.merge_tab import described
 from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.step import Step
+from mergelab.words import counted
 
 LOOK = (
     "Ask something that one expert knows. Look whether the merged model still answers as that expert does, and what it "
@@ -92,7 +93,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
             patch = repair.patch(run, data[task], lines_in(data[lines]))
             for text in repair.repaired_answer(run, patch, data[prompt], **settings):
                 yield {of_repaired: text}
-        yield {verb.status: saying(f"Answered by {steps} models.", "good")}
+        yield {verb.status: saying(f"Answered by {counted(steps, 'model')}.", "good")}
 
     def about(key: str) -> str:
         if not key:

@@ -19,6 +19,7 @@ from mergelab.recipes.recipe import Recipe
 from mergelab.scores.scoreboard import Board
 from mergelab.scores.verdict import board_verdict
 from mergelab.step import Step
+from mergelab.words import counted
 
 OPENING = "An example that was made in advance. Score makes it anew, with the recipe on the left."
 LOOK_TABLE = (
@@ -94,4 +95,5 @@ def _methods(board: Board) -> list[str]:
 
 def _said(board: Board) -> str:
     count = sum(len(score.amounts) for score in board.scores.values())
-    return f"{len(board.models)} models scored on {len(board.tasks)} tasks, {count} answers in all."
+    models, tasks = counted(len(board.models), "model"), counted(len(board.tasks), "task")
+    return f"{models} scored on {tasks}, {count} answers in all."

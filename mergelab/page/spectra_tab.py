@@ -21,6 +21,7 @@ from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
 from mergelab.report import Report
 from mergelab.scores.suggest import suggested_eta
+from mergelab.words import counted
 
 LOOK_HEAT = (
     "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "
@@ -118,7 +119,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     @job(form.status, "Analysing")
     def analyse(data: dict) -> Iterator[Step | dict]:
         report = yield from lab.analyse(form.recipe(data))
-        count = f"{len(report.decomposed)} matrices of {len(report.experts)} experts"
+        count = f"{counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}"
         said = f"{count} analysed in {report.seconds:.1f} s." if report.seconds else f"{count}, analysed in advance."
         words = {form.status: saying(" ".join([said, *report.notes]), "good")}
         yield words | pictures(report, data[facts], data[modules])

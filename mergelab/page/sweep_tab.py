@@ -22,6 +22,7 @@ from mergelab.scores.suggest import suggested_eta
 from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
 from mergelab.table import cell
+from mergelab.words import counted
 
 OPENING = "An example that was made in advance. Sweep makes it anew, with the recipe on the left."
 LOOK = (
@@ -80,7 +81,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             if step.made and step.made.points:
                 report = step.made
                 yield {curves: plots_scores.sweep_curves(report)}
-        yield {verb.status: saying(f"{len(report.points)} points swept.", "good"), **found(report)}
+        yield {verb.status: saying(f"{counted(len(report.points), 'point')} swept.", "good"), **found(report)}
 
     def _values(data: dict, recipe: Recipe) -> tuple[float, ...]:
         known = knobs_of(METHODS[recipe.method], len(recipe.experts))

@@ -31,6 +31,7 @@ from mergelab.planning.plan import (
 )
 from mergelab.planning.provenance import doubts, kinship
 from mergelab.recipes.recipe import Recipe
+from mergelab.words import counted
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Check:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             return f"{self.problems[0]}{more}"
         experts, tensors = len(self.models) - 1, sum(self.merged.values())
-        return f"{experts} experts fit the base: {tensors} tensors can be merged, about {self.estimate.seconds:.0f} s."
+        fit = f"{counted(experts, 'expert')} {'fits' if experts == 1 else 'fit'} the base"
+        return f"{fit}: {counted(tensors, 'tensor')} can be merged, about {self.estimate.seconds:.0f} s."
 
     def lines(self) -> Iterator[str]:
         """All of it, a line each: models, what is merged how, what it takes, notes, problems, the verdict."""
         yield from map(_line, self.models)
-        yield from (f"merged: {count} tensors, {how}" for how, count in self.merged.items())
+        yield from (f"merged: {counted(count, 'tensor')}, {how}" for how, count in self.merged.items())
         yield from (f"not merged: {name}: {why}" for name, why in self.skipped.items())
         if takes := self.estimate:
             read, written, free = map(_size, (takes.read, takes.written, takes.disk_free))
@@ -90,7 +92,8 @@ class Check:
 
 
 def _line(model: Model) -> str:
-    parts = [f"{model.kind}, {model.tensors} tensors, {model.parameters / 1e6:.4g} M {'/'.join(model.dtypes)}"]
+    numbers = f"{model.parameters / 1e6:.4g} M {'/'.join(model.dtypes)}"
+    parts = [f"{model.kind}, {counted(model.tensors, 'tensor')}, {numbers}"]
     parts += [f"embeddings of {model.vocabulary} rows{', tied' * model.tied}"] if model.vocabulary else []
     parts += [f"tokenizer of {model.tokens} tokens"] if model.tokens else []
     parts += [f"commit {model.revision}"] if model.revision else []

@@ -14,6 +14,7 @@ from mergelab.plots.spectra import Figure, fact_heatmap, joint_space, score_bars
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
 from mergelab.report import FACTS, Report
+from mergelab.words import counted
 
 _SCRIPTS = ("vendor/plotly-cartesian.min.js", "panel.js", "numbers.js", "document.js")
 _STYLES = ("page.css", "document.css")
@@ -23,7 +24,7 @@ _MOST_FACTS, _MOST_MODULES = 5, 8  # that are drawn; the table has them all
 def document(report: Report) -> str:
     """The page as text: about 1.6 MB, nearly all of it plotly.js."""
     recipe, eta = Recipe.from_dict(report.recipe), _eta(report)
-    title = f"A merge of {len(report.experts)} experts by {recipe.method}"
+    title = f"A merge of {counted(len(report.experts), 'expert')} by {recipe.method}"
     parts = [f"<h1>{_text(title)}</h1>", _list(_facts(recipe, report)), *_remarks(report)]
     if report.scores:
         parts.append(_section("Scores", "Exact match on held-out prompts.", [("scores", score_bars(_rows(report)))]))

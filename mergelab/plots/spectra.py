@@ -14,6 +14,7 @@ import numpy as np
 
 from mergelab.recipes.varying import depths, elsewhere, value_at
 from mergelab.report import FACTS, LayerReport, Report
+from mergelab.words import counted
 
 Figure = dict[str, Any]
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
@@ -55,7 +56,8 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "keeps %{text} directions (%{z:.0%})")
     figure["data"][0] |= {"zmin": 0, "zmax": max(0.05, float((table[:, :, 80] / full).max()))}
     figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "kept", "side": "right"}}
-    alt = f"Heatmap of the share of singular directions kept: {len(layers)} modules, {len(report.experts)} experts."
+    size = f"{counted(len(layers), 'module')}, {counted(len(report.experts), 'expert')}"
+    alt = f"Heatmap of the share of singular directions kept: {size}."
     figure["layout"]["meta"] = {
         "alt": alt,
         "across": "module",
@@ -126,7 +128,7 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     layout["uirevision"] = module
     layout["meta"] = {
         "pair": True,
-        "alt": f"Singular values of {module} for {len(curves)} experts, and their running sum.",
+        "alt": f"Singular values of {module} for {counted(len(curves), 'expert')}, and their running sum.",
     }
     if eta is not None:
         table = _rank_table(layer)

@@ -9,6 +9,7 @@ from mergelab.method import METHODS
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import EXPERTS, symbol
 from mergelab.scores.scoring import Mean, TaskScore, mean_score, wins
+from mergelab.words import counted
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def verdict(report: SweepReport) -> str:
     if report.knob == EXPERTS and any(point.scores for point in report.points):
         return _by_number(report)
     if best is None:
-        return f"{count} points measured, none scored."
+        return f"{counted(count, 'point')} measured, none scored."
     point, mean = report.points[best], report.points[best].mean
-    said = f"Best of {count} points on the test prompts: {symbol(report.knob)} {point.value:g}, {shown(mean, point)}."
+    which = f"{symbol(report.knob)} {point.value:g}, {shown(mean, point)}"
+    said = f"Best of {counted(count, 'point')} on the test prompts: {which}."
     within = [p.value for i, p in enumerate(report.points) if i != best and mean.low <= p.mean.value <= mean.high]
     if within:
         listed = ", ".join(f"{value:g}" for value in within)
@@ -98,7 +100,7 @@ def _by_number(report: SweepReport) -> str:
         against = (
             f", the average {shown(plain.mean, plain)}, p = {wins(point.scores, plain.scores)[2]:.2g}" if plain else ""
         )
-        said.append(f"{point.value:g} experts: {report.title} {shown(point.mean, point)}{against}")
+        said.append(f"{counted(int(point.value), 'expert')}: {report.title} {shown(point.mean, point)}{against}")
     return "; ".join(said) + ". Each line is on the tasks of its own experts."
 
 
