@@ -141,7 +141,7 @@ def test_dora_is_each_output_brought_to_its_trained_length(tmp_path, flipped):
 
 @pytest.mark.parametrize("flipped", [False, True])
 def test_dora_on_a_table_that_is_merged_in_parts_is_as_on_the_whole(tmp_path, monkeypatch, flipped):
-    monkeypatch.setattr("mergelab.merging.walk.PART", 8)
+    monkeypatch.setattr("mergelab.planning.parts.PART", 8)
     start = noise(6, 8, seed=7)
     base = write_model(tmp_path / "base", {"embed_a.weight": (start.T if flipped else start).float()})
     pair = {f"embed_{key}": tensor for key, tensor in PAIR.items()}

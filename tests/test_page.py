@@ -72,8 +72,9 @@ def page(browser, url):
 
 
 def is_fault(line):
-    """An error in the browser's log; not that a page which is left ends its own requests."""
-    return line.type == "error" and "AbortError: signal is aborted" not in line.text
+    """An error in the browser's log; not that a page which is left ends its own requests, which is told in two ways."""
+    left = ("AbortError: signal is aborted", "Connection errored out")
+    return line.type == "error" and not any(way in line.text for way in left)
 
 
 def opened(page, url, query=""):

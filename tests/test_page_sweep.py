@@ -75,7 +75,7 @@ def test_own_prompts_are_scored_and_a_mistake_in_them_is_told_with_its_line(page
     assert "Line 2 is only a text, with no prompt: 'english: 40 = forty'" in pressed(page, "#score", ".bad")
     page.locator("#own-text textarea").fill("english: 21 = => twenty-one => numbers\nenglish: 40 = => forty => numbers")
     rivals(page)
-    assert "on 1 tasks, 12 answers" in pressed(page, "#score")
+    assert "on 1 task, 12 answers" in pressed(page, "#score")
     assert "numbers: base" in drawn(page, "#board")
 
 
