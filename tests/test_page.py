@@ -59,26 +59,28 @@ def page(browser, url):
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)
-    page.faults, page.asked = [], []
+    page.faults, page.asked, page.left = [], [], False
     page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda line: page.faults.append(line.text) if is_fault(line) else None)
+    page.on("console", lambda line: page.faults.append(line.text) if is_fault(line, page.left) else None)
     page.on("request", lambda request: page.asked.append(request.url))
     opened(page, url)
     yield page
     hosts = {address.split("/")[2] for address in page.asked if address.startswith("http")}
-    faults = page.faults
+    faults, page.left = page.faults, True
     page.close()
     assert hosts == {url.split("/")[2]} and faults == []
 
 
-def is_fault(line):
-    """An error in the browser's log; not that a page which is left ends its own requests, which is told in two ways."""
-    left = ("AbortError: signal is aborted", "Connection errored out")
-    return line.type == "error" and not any(way in line.text for way in left)
+def is_fault(line, left):
+    """An error in the browser's log; not, while a page is `left` for another, that its own requests end with it."""
+    ended = any(way in line.text for way in ("AbortError: signal is aborted", "Connection errored out"))
+    return line.type == "error" and not (left and ended)
 
 
 def opened(page, url, query=""):
+    page.left = page.url != "about:blank"
     page.goto(f"{url}{query}")
+    page.left = False
     page.wait_for_selector("#lines .ml-plot[data-draws]")
     page.wait_for_selector("#heat .ml-plot[data-draws]")
 
