@@ -57,14 +57,10 @@ def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequ
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
             for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
                 above[i] += numpy.count_nonzero(over)
-                inside[i].append(_counted(part[within]) if held > ONE_BY_ONE else (part[within], None))
+                some = part[within]
+                inside[i].append(numpy.unique(some, return_counts=True) if held > ONE_BY_ONE else (some, None))
                 held += len(inside[i][-1][0])
     return [_counted_down(some, k - over) for some, over, k in zip(inside, above, counts)]
-
-
-def _counted(values: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Numbers, and how often each is there: where they are many, most of them tie."""
-    return numpy.unique(values, return_counts=True)
 
 
 def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray | None]], k: int) -> Tensor | None:

@@ -144,8 +144,8 @@ class _Layers:
     Several threads may ask, each for another name.
     """
 
-    def __init__(self, device: torch.device | str, most: int | None = None):
-        self.device, self.most, self.held, self.lock = device, most or _room(), 0, threading.Lock()
+    def __init__(self, device: torch.device | str):
+        self.device, self.most, self.held, self.lock = device, _room(), 0, threading.Lock()
         self.experts: tuple[Expert, ...] = ()
         self.kept: dict[str, Layer] = {}
         self.sizes: dict[str, float] = {}
@@ -163,9 +163,11 @@ class _Layers:
 
     def keep(self, layer: Layer) -> None:
         """Hold on to a layer and to all that was computed of it, if there is room."""
+        if layer.name in self.kept:
+            return
         size = _bytes(layer)
         with self.lock:
-            if layer.name not in self.kept and self.held + size <= self.most:
+            if self.held + size <= self.most:
                 self.held += size
                 self.kept[layer.name] = layer
 
