@@ -72,7 +72,7 @@ def test_a_killed_merge_goes_on_where_it_was_to_the_same_bytes(many, tmp_path):
     left = killed(many, tmp_path / "out")
     lines = (left / "journal-0.jsonl").read_text().splitlines()
     assert len(lines) >= 3
-    (left / "journal-0.jsonl").write_text("\n".join([*lines, '{"digest": "12', ""]))
+    (left / "journal-0.jsonl").write_text("\n".join([*lines, '{"checksum": 12', ""]))
     whole = merged(Recipe.read(many), tmp_path / "whole")
     report = merged(Recipe.read(many), tmp_path / "out")
     assert f"{len(lines)} tensors were finished by a run that was broken off, and are taken from it." in report.notes
@@ -86,7 +86,7 @@ def test_a_killed_merge_goes_on_where_it_was_to_the_same_bytes(many, tmp_path):
 def test_what_was_harmed_since_the_kill_is_merged_again(many, tmp_path, harm):
     left = killed(many, tmp_path / "out")
     if harm == "journal":
-        (left / "journal-0.jsonl").write_text('{"digest": "0", "layer": 3}\n[]\nno JSON\n')
+        (left / "journal-0.jsonl").write_text('{"checksum": 0, "layer": 3}\n[]\nno JSON\n')
     else:
         shard = left / "model-00001-of-00002.safetensors"
         shard.write_bytes(shard.read_bytes()[: None if harm == "bytes" else -1][:-4000] + b"\7" * 4000)

@@ -77,7 +77,7 @@ def _by_pieces(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
     step = _PIECE if total.device.type == "cpu" else _PIECE << 6
     for parts in zip(*[tensor.split(step) for tensor in flat]):
-        piece = torch.stack(parts).to(dtype)  # (expert, piece)
+        piece = (torch.stack(parts) if len(parts) > 1 else parts[0][None]).to(dtype)  # (expert, piece)
         total += piece @ piece.T
     return total
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 PREFIX, SUFFIX = "scipy_", "_64_"  # how numpy's wheels name the symbols
 ROUTINES = ("dsyrk", "dsytrd", "dsterf", "dstein", "dstedc", "dormtr")
+BLOCK = 12  # columns that dsytrd reduces at a time: its own 32 costs a tenth more at the sizes that are met here
 PANELS = 16, 8, 4  # where few vectors are found, it is up to a 16th, an 8th, a quarter of all, each part on its own
 ORTHOGONAL = 1e-9  # found vectors must be orthonormal to this, and solve the problem to this share of the largest value
 
@@ -61,7 +62,7 @@ def tridiagonal(gram: Tensor) -> Tridiagonal:
     """Reduce a symmetric matrix (n, n) to tridiagonal form. `gram` is overwritten; its triangle as in `add_gram`."""
     n = len(gram)
     diagonal, off, scales = gram.new_empty(n), gram.new_empty(n), gram.new_empty(n)
-    work = gram.new_empty(64 * n)
+    work = gram.new_empty(BLOCK * n)  # its size is what tells dsytrd
     _solve("dsytrd", b"L", _int(n), gram, _int(n), diagonal, off, scales, work, _int(len(work)))
     return Tridiagonal(gram, scales, diagonal, off[:-1])
 

@@ -23,16 +23,16 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0):
         self.folder, self.path, self._lock = folder, folder / f"journal-{rank}.jsonl", threading.Lock()
 
-    def add(self, layer: LayerReport, digest: str) -> None:
-        """Write down that a tensor is finished. digest: of its bytes in the file."""
-        line = f'{{"digest": "{digest}", "layer": {layer.to_json()}}}\n'
+    def add(self, layer: LayerReport, checksum: int) -> None:
+        """Write down that a tensor is finished. checksum: of its bytes in the file."""
+        line = f'{{"checksum": {checksum}, "layer": {layer.to_json()}}}\n'
         with self._lock, open(self.path, "a", encoding="utf-8") as file:
             file.write(line)
 
-    def finished(self) -> dict[str, tuple[LayerReport, str]]:
-        """Every tensor that any process has written down in this folder, with the digest of its bytes."""
+    def finished(self) -> dict[str, tuple[LayerReport, int]]:
+        """Every tensor that any process has written down in this folder, with the checksum of its bytes."""
         found = [_read(line) for path in self._all() for line in path.read_text("utf-8", "replace").splitlines()]
-        return {layer.name: (layer, digest) for layer, digest in filter(None, found)}
+        return {layer.name: (layer, checksum) for layer, checksum in filter(None, found)}
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -43,10 +43,10 @@ class Journal:
         return sorted(self.folder.glob("journal-*.jsonl"))
 
 
-def _read(line: str) -> tuple[LayerReport, str] | None:
+def _read(line: str) -> tuple[LayerReport, int] | None:
     try:
         data = json.loads(line)
-        return LayerReport.from_json(json.dumps(data["layer"])), str(data["digest"])
+        return LayerReport.from_json(json.dumps(data["layer"])), int(data["checksum"])
     except (ValueError, KeyError, TypeError):  # torn
         return None
 

@@ -5,7 +5,6 @@ process that is killed the hidden folder stays, and the same merge to the same p
 """
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -151,13 +150,13 @@ class Weights:
             shards.setdefault(entry.file, {})[name] = entry
         self.entries = entries
         self.writers = {file: ShardWriter(folder / file, shard) for file, shard in shards.items()}
-        self._digests: dict[str, hashlib._Hash] = {}  # of tensors that are being written
+        self._checksums: dict[str, int] = {}  # of tensors that are being written
 
     def begin(self) -> dict[str, LayerReport]:
         """Make the files. What of them is finished already, by the same merge before it was killed."""
         if all(writer.is_there for writer in self.writers.values()):
             known = {name: entry for name, entry in self.journal.finished().items() if name in self.entries}
-            return {name: layer for name, (layer, digest) in known.items() if self._writer(name).digest(name) == digest}
+            return {name: layer for name, (layer, of_it) in known.items() if self._writer(name).checksum(name) == of_it}
         self.journal.clear()
         for writer in self.writers.values():
             writer.create()
@@ -165,11 +164,11 @@ class Weights:
 
     def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
         """Write one merged tensor in its place, or its rows from `first` on."""
-        self._writer(name).put(name, tensor, first, self._digests.setdefault(name, hashlib.sha256()))
+        self._checksums[name] = self._writer(name).put(name, tensor, first, self._checksums.get(name, 0))
 
     def note(self, layer: LayerReport) -> None:
         """Write down that all of a tensor is there."""
-        self.journal.add(layer, self._digests.pop(layer.name).hexdigest())
+        self.journal.add(layer, self._checksums.pop(layer.name))
 
     def _writer(self, name: str) -> ShardWriter:
         return self.writers[self.entries[name].file]

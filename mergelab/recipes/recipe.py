@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Recipe:
     shard_size: int | None = None  # most bytes of a written file; None keeps the base's files
     layers: int | None = None  # that a slice asked for, to be compared with what the base has
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """One name per expert, no two the same: short, or its whole source, or numbered where even those are equal."""
         short, whole = [e.name for e in self.experts], [e.source for e in self.experts]
