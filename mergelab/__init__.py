@@ -1,26 +1,22 @@
 """mergelab: see what a merge of fine-tuned models does, before and after it is made.
 
-The public names are below. Importing this brings in neither gradio nor transformers.
+The public names are those of api.py, which is imported, and torch with it, when the first of them is asked for.
 """
 
-import mergelab.start  # noqa: F401
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# isort: split
-
-from mergelab.errors import MergeError
-from mergelab.merging.devices import device_named
-from mergelab.merging.merge import inspect, merge
-from mergelab.method import METHODS, STEPS, Choice, Knob, Layer, Merged, Switch, merge_method, merge_step
-from mergelab.planning.check import check
-from mergelab.planning.plan import Plan, plan
-from mergelab.recipes.recipe import Expert, Recipe
-from mergelab.report import LayerReport, Report
-from mergelab.step import result
-from mergelab.verbs import generate, sweep
+if TYPE_CHECKING:
+    from mergelab.api import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = [
-    "METHODS", "STEPS", "Choice", "Expert", "Knob", "Layer", "LayerReport", "MergeError", "Merged", "Plan", "Recipe",
-    "Report", "Switch", "check", "device_named", "generate", "inspect", "merge", "merge_method", "merge_step", "plan",
-    "result", "sweep",
-]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":  # what Python asks of every module
+        raise AttributeError(f"module 'mergelab' has no attribute '{name}'")
+    return getattr(import_module("mergelab.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

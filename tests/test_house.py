@@ -16,12 +16,14 @@ README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
-    "__main__": "page commands table merging planning recipes report files errors",
-    "page": "words lessons plots lab table scores step repair limits method recipes report markdown assets errors",
+    "__main__": "commands files",
+    "commands": "start page words plots lab table scores step repair merging planning recipes report files errors",
+    "page": "start words lessons plots lab table scores step repair limits method recipes report markdown assets "
+    "errors",
     "lessons": "plots scores repair planning method recipes report maths assets",
-    "commands": "words plots lab table scores step repair merging planning recipes report files errors",
     "plots": "words scores recipes report maths assets",
-    "__init__": "verbs start step merging planning method recipes report errors",
+    "__init__": "api",
+    "api": "verbs start step merging planning method recipes report errors",
     "verbs": "lab scores step recipes model files errors",
     "lab": "table scores step repair limits merging planning method recipes report align tasks model files "
     "assets errors",
@@ -100,9 +102,18 @@ def test_importing_mergelab_brings_in_no_large_library():
     assert done.stdout.strip() == ""
 
 
-def test_the_public_names_exist_and_are_sorted():
+def test_the_public_names_exist_once_each_and_others_do_not():
     assert all(hasattr(mergelab, name) for name in mergelab.__all__)
     assert len(set(mergelab.__all__)) == len(mergelab.__all__)
+    assert {*mergelab.__all__} <= {*dir(mergelab)}
+    with pytest.raises(AttributeError, match="no attribute 'merg'"):
+        mergelab.merg  # noqa: B018
+
+
+def test_all_methods_are_known_to_whoever_asks_for_them_first():
+    code = "from mergelab import METHODS, STEPS; print(len(METHODS), len(STEPS))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(METHODS)), str(len(mergelab.STEPS))]
 
 
 def pyproject(pattern):

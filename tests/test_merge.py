@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
 from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter
-from mergelab.merging.inputs import sha256_of
 
 
 def weights(folder):

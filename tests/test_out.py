@@ -11,7 +11,7 @@ from test_fit import WORDS, model, write_tokens
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.__main__ import main
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.merging.inputs import sha256_of
+from mergelab.files.digests import sha256_of
 from mergelab.recipes.mergekit_yaml import size
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from mergelab.errors import MergeError
+from mergelab.files.digests import hashed
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
-from mergelab.merging.inputs import hashed, input_files, inputs
+from mergelab.merging.inputs import input_files, inputs
 from mergelab.merging.journal import fingerprint
 from mergelab.merging.measure import Measures
 from mergelab.merging.memory import peak_mb

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import INDEX, SINGLE, Entry, read_json
+from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter, sharded
 from mergelab.files.sources import COMPANIONS
 from mergelab.files.tokenizer import write_tokenizer
 from mergelab.merging.card import model_card
-from mergelab.merging.inputs import sha256_of
 from mergelab.merging.journal import Journal
 from mergelab.planning.plan import Plan
 from mergelab.recipes.recipe import Expert

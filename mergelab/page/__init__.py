@@ -6,6 +6,10 @@ lab is spoken to. Events of the page are private; machines use the typed endpoin
 
 import os
 
+import mergelab.start  # noqa: F401  before anything else brings in torch
+
+# isort: split
+
 import gradio as gr
 
 from mergelab.assets import ASSETS

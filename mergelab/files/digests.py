@@ -1,0 +1,93 @@
+"""The sha256 of files, found once in a process, and beside what else is done. Needs nothing but Python.
+
+A file is the same as long as its place, number, size and date are. What is to be found beside goes file by file on one
+thread, for which nobody waits when the process ends.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+
+CHUNK = 1 << 23  # bytes at a time: little memory, and few moments at which other threads have to let this one on
+MOST = 4096  # files that are remembered
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_jobs: dict[tuple, Future] = {}  # a file's identity -> its digest, found or to be found
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file; in the cache of the Hub a large file's name is its hash already."""
+    while not (known := _in_its_name(path)):
+        try:
+            return _job(path, _find).result()
+        except CancelledError:  # by somebody else, who had wanted it too
+            continue
+    return known
+
+
+def begin(paths: Iterable[Path]) -> list[Future]:
+    """Have the digests of files found beside what else is done, in their order; `sha256_of` waits for them."""
+    return [_job(path, lambda *work: _queue().put(work)) for path in paths if not _in_its_name(path)]
+
+
+@contextmanager
+def hashed(paths: Iterable[Path]) -> Iterator[Callable[[], dict[Path, str]]]:
+    """The digests of files, found beside what is done in the block; the call that is given waits for them."""
+    paths = list(paths)
+    jobs = begin(paths)
+    try:
+        yield lambda: {path: sha256_of(path) for path in paths}
+    finally:
+        for job in jobs:
+            job.cancel()  # those that have not begun
+
+
+def _in_its_name(path: Path) -> str:
+    name = path.resolve().name
+    return name if path.is_symlink() and _SHA256.fullmatch(name) else ""
+
+
+def _job(path: Path, start: Callable[[Path, Future], None]) -> Future:
+    about = path.stat()
+    identity = str(path), about.st_ino, about.st_size, about.st_mtime_ns
+    job = _jobs.get(identity)
+    if job is None or job.cancelled() or (job.done() and job.exception()):
+        job = _jobs[identity] = Future()
+        while len(_jobs) > MOST:
+            _jobs.pop(next(iter(_jobs)), None)
+        start(path, job)
+    return job
+
+
+def _find(path: Path, job: Future) -> None:
+    if not job.set_running_or_notify_cancel():
+        return
+    try:
+        job.set_result(_digest(path))
+    except BaseException as error:  # for whoever asks
+        job.set_exception(error)
+
+
+def _digest(path: Path) -> str:
+    digest, room = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(room):
+            digest.update(room[:count])
+    return digest.hexdigest()
+
+
+@cache
+def _queue() -> SimpleQueue:
+    queue: SimpleQueue = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            _find(*queue.get())
+
+    Thread(target=work, name="mergelab-hash", daemon=True).start()
+    return queue
