@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from safetensors.torch import save_file
 
 from mergelab import MergeError, plan
 from mergelab.__main__ import main
@@ -109,3 +110,29 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(thin, tmp_path, m
     with pytest.raises(MergeError, match=message):
         finished(export_lora(str(tmp_path / model), str(tmp_path / base), tmp_path / "out", rank))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("who", ["base", "full"])
+def test_a_model_or_a_base_that_is_not_finite_is_refused_by_name(thin, tmp_path, value, who):
+    for name in ("a.weight", "b.bias"):
+        write_model(tmp_path / f"{who}-{name}", broken := tiny())
+        broken[name].view(-1)[-1] = value
+        save_file(broken, tmp_path / f"{who}-{name}/model.safetensors")
+        names = {"base": str(thin[0]), "full": str(thin[1])} | {who: str(tmp_path / f"{who}-{name}")}
+        whose = "the base" if who == "base" else "the model"
+        with pytest.raises(MergeError, match=f"'{name}' of {whose} '.*' holds NaN or an infinity"):
+            finished(export_lora(names["full"], names["base"], tmp_path / "out", 2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_change_beyond_the_numbers_of_an_adapter_is_refused_or_left_out(tmp_path):
+    start = {"a.weight": noise(6, 8), "b.weight": torch.zeros(8, 6, dtype=torch.float64)}
+    base = write_model(tmp_path / "base", start)
+    for i, large in enumerate((1e60, 1e300, 3e38)):
+        full = write_model(tmp_path / f"large-{i}", start | {"a.weight": start["a.weight"] + large})
+        with pytest.raises(MergeError, match="The change of 'a.weight' does not fit into F32"):
+            finished(export_lora(str(full), str(base), tmp_path / "out", 2))
+    small = write_model(tmp_path / "small", {"a.weight": start["a.weight"] + 1, "b.weight": start["b.weight"] + 1e-200})
+    report = finished(export_lora(str(small), str(base), tmp_path / "out", 2))
+    assert report.errors.keys() == {"a.weight"} and "too small for F32" in report.left_out["b.weight"]

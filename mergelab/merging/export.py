@@ -19,10 +19,11 @@ from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
 from mergelab.markdown import code, plain
+from mergelab.maths.inner import finite
 from mergelab.maths.spectral import factors
 from mergelab.merging.output import new_folder
-from mergelab.planning.fit import fit, fitted
-from mergelab.planning.plan import is_matrix, is_table, names_to_merge, opened_base
+from mergelab.planning.fit import Fitted, fit, fitted
+from mergelab.planning.plan import broken, is_matrix, is_table, names_to_merge, opened_base
 
 _STORES_IN_OUT = ("gpt2", "openai-gpt")  # their matrices are Conv1D's: (in, out)
 
@@ -67,13 +68,14 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
     ranks, errors, left_out = {}, {}, {}
     with new_folder(out) as folder:
         for name in names:
-            delta = end[name].double() - start[name].double()
+            delta = _change(name, start, end)
             if not delta.any():
                 continue
             if why := _unfit(name, delta, start):
                 left_out[name] = f"{why}; its change is {_share(delta, start[name]):.2g} of its size"
                 continue
-            a, b, errors[name] = _pair(delta.T if start.config.get("model_type") in _STORES_IN_OUT else delta, rank)
+            delta = delta.T if start.config.get("model_type") in _STORES_IN_OUT else delta
+            a, b, errors[name] = _pair(name, delta, rank)
             module, ranks[name] = f"base_model.model.{name.removesuffix('.weight')}", len(a)
             tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
             yield name, errors[name]
@@ -91,20 +93,39 @@ def check_rank(rank: int) -> None:
         raise MergeError(f"The rank of an adapter must be a whole number, at least 1, not {rank!r}.")
 
 
+def _change(name: str, base: Checkpoint, model: Checkpoint | Fitted) -> Tensor:
+    """The model minus the base in float64; MergeError if one of them is not finite, or it is too large for float32."""
+    start, end = base[name].double(), model[name].double()
+    for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
+        if not finite(tensor):
+            raise broken(name, whose)
+    if not finite((end - start).float()):
+        raise _too_large(name)
+    return end - start
+
+
+def _too_large(name: str) -> MergeError:
+    return MergeError(f"The change of '{name}' does not fit into F32, as adapters are written. Keep the full model.")
+
+
 def _unfit(name: str, delta: Tensor, base: Checkpoint) -> str:
     """Why a tensor is none that LoRA holds; empty if it is one."""
     head = name.endswith("lm_head.weight")
     if not (name.endswith(".weight") and is_matrix(delta.shape)):
         return "no matrix of a linear layer"
+    if not delta.float().any():
+        return "too small for F32, which adapters are written in"
     return "a table of embeddings or positions" if is_table(name) and not head else ""
 
 
-def _pair(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """A (r, in) and B (out, r) in float32, and the relative error of B A."""
+def _pair(name: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """A (r, in) and B (out, r) in float32, and the relative error of B A; MergeError if A or B is not finite."""
     found = factors(delta, lambda values: rank)
     vectors = found.vectors[:, :rank]
     b, a = (vectors, vectors.T @ delta) if found.left else (delta @ vectors, vectors.T)
     b, a = b.float().contiguous(), a.float().contiguous()
+    if not (finite(a) and finite(b)):
+        raise _too_large(name)
     return a, b, float(torch.linalg.norm(delta - b.double() @ a.double()) / torch.linalg.norm(delta))
 
 

@@ -54,7 +54,7 @@ class OpenedExpert:
         delta = self._delta(name, stored, base, rows)
         parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
         if not all(map(finite, parts)):
-            raise _broken(name, f"expert '{self.name}'")
+            raise broken(name, f"expert '{self.name}'")
         return delta
 
     def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
@@ -143,7 +143,7 @@ class Plan:
         """
         stored = self.base.read(name, rows)
         if not finite(stored):
-            raise _broken(name, f"the base '{self.base.source}'")
+            raise broken(name, f"the base '{self.base.source}'")
         base = widened(stored)
         deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
@@ -365,5 +365,6 @@ def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) 
     return tuple(notes)
 
 
-def _broken(name: str, whose: str) -> MergeError:
+def broken(name: str, whose: str) -> MergeError:
+    """The error for a tensor that is not finite. whose: the model, as in "the base 'x'"."""
     return MergeError(f"'{name}' of {whose} holds NaN or an infinity. It is broken: take another checkpoint of it.")
