@@ -1,6 +1,7 @@
 """Small models, adapters and layers for the tests."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -80,3 +81,11 @@ def recipe_of(base: Path, *experts: Path | str, method: str = "linear", **more) 
 def merged(recipe: Recipe, out: Path):
     """Merge, and return the report."""
     return finished(merge(plan(recipe), out))
+
+
+def put_in_place(path: Path, data: bytes) -> None:
+    """Another file moved over one, with its date."""
+    about, other = path.stat(), path.with_name("other")
+    other.write_bytes(data)
+    os.utime(other, ns=(about.st_atime_ns, about.st_mtime_ns))
+    other.replace(path)

@@ -5,7 +5,9 @@ import sys
 from subprocess import run
 
 import pytest
+from making import put_in_place
 
+from mergelab import MergeError
 from mergelab.files import digests
 
 
@@ -28,6 +30,12 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(file, monkeypatch):
     assert read == [file, file]
 
 
+def test_another_file_of_equal_size_and_date_in_its_place_is_another_file(file):
+    digests.sha256_of(file)
+    put_in_place(file, b"two")
+    assert digests.sha256_of(file) == hashlib.sha256(b"two").hexdigest()
+
+
 def test_whoever_waits_for_what_somebody_else_gave_up_finds_it_all_the_same(file, monkeypatch):
     monkeypatch.setattr(digests, "_queue", lambda: type("Queue", (), {"put": lambda self, work: None})())
     with digests.hashed([file]) as found:
@@ -39,7 +47,7 @@ def test_a_fault_is_not_remembered(file, monkeypatch):
     def refused(path):
         raise OSError("no disk")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="no disk"):
+    with monkeypatch.context() as patched, pytest.raises(MergeError, match="Cannot read '.*weights' any more: no disk"):
         patched.setattr(digests, "_digest", refused)
         digests.sha256_of(file)
     assert digests.sha256_of(file) == hashlib.sha256(b"one").hexdigest()

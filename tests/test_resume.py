@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
+from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
 from mergelab import MergeError, Recipe, Report, merge, plan
@@ -95,7 +95,7 @@ def test_what_was_harmed_since_the_kill_is_merged_again(many, tmp_path, harm):
 
 
 @posix
-@pytest.mark.parametrize("change", ["recipe", "expert"])
+@pytest.mark.parametrize("change", ["recipe", "expert", "date kept"])
 def test_another_merge_to_the_same_place_does_not_go_on_with_it_but_removes_it(many, tmp_path, change):
     killed(many, tmp_path / "out")
     recipe = Recipe.read(many)
@@ -104,11 +104,36 @@ def test_another_merge_to_the_same_place_does_not_go_on_with_it_but_removes_it(m
         recipe = Recipe.read(many)
     else:
         file = tmp_path / "expert-1/model.safetensors"
-        save_file(load_file(file), file, metadata={"format": "pt"})
+        if change == "date kept":
+            put_in_place(file, (tmp_path / "expert-2/model.safetensors").read_bytes())
+        else:
+            save_file(load_file(file), file, metadata={"format": "pt"})
     report = merged(recipe, tmp_path / "out")
-    assert report.notes == ("What another merge to this place had left unfinished was removed.",)
+    assert "What another merge to this place had left unfinished was removed." in report.notes
+    assert not any("broken off" in note for note in report.notes)
     assert report.sha256 == merged(recipe, tmp_path / "whole").sha256
     assert not hidden(tmp_path)
+
+
+@pytest.mark.parametrize("who", ["base/model-00001-of-00002", "expert-1/model"])
+def test_an_input_that_is_replaced_while_it_is_merged_ends_the_merge_by_name(many, tmp_path, who):
+    file = tmp_path / f"{who}.safetensors"
+    job = merge(plan(Recipe.read(many)), tmp_path / "out", workers=1)
+    next(job)
+    put_in_place(file, file.read_bytes())
+    with pytest.raises(MergeError, match=f"'{file}' was changed while it was merged, so nothing was written"):
+        finished(job)
+    assert not hidden(tmp_path) and not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_gone_while_it_is_merged_is_named_and_not_the_place_that_is_written(many, tmp_path):
+    file = tmp_path / "expert-2/model.safetensors"
+    job = merge(plan(Recipe.read(many)), tmp_path / "out", workers=1)
+    next(job)
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(MergeError, match=f"Cannot read '{file}' any more: No such file or directory"):
+        finished(job)
+    assert not hidden(tmp_path) and not (tmp_path / "out").exists()
 
 
 def test_two_processes_cannot_make_the_same_merge_at_the_same_place_at_once(many, tmp_path):

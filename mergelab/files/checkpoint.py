@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergelab.errors import MergeError
+from mergelab.files.stamp import Stamp, stamp_of, unreadable
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -82,11 +83,9 @@ class Checkpoint(Mapping[str, Tensor]):
         """A tensor, or some rows of it (along its first dimension)."""
         return read_tensor(self.folder, name, self.entries[name], self.source, rows)
 
-    def stamp(self, name: str) -> tuple[str | int, ...]:
-        """What tells a tensor's file from what it was before a change: its place, number, size and date."""
-        path = self.folder / self.entries[name].file
-        about = path.stat()
-        return str(path), about.st_ino, about.st_size, about.st_mtime_ns
+    def stamp(self, name: str) -> Stamp:
+        """What tells a tensor's file from what it was before a change."""
+        return stamp_of(self.folder / self.entries[name].file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -164,11 +163,14 @@ def read_tensor(folder: Path, name: str, entry: Entry, source: str, rows: slice 
     first, stop, _ = (rows or slice(None)).indices(entry.shape[0]) if entry.shape else (0, 1, 1)
     shape = (max(0, stop - first), *entry.shape[1:]) if entry.shape else ()
     tensor = torch.empty(shape, dtype=FLOATS[entry.dtype])
-    with open(folder / entry.file, "rb", buffering=0) as file:
-        file.seek(entry.start + first * entry.row_size)
-        left = memoryview(tensor.view(-1).view(torch.uint8).numpy())
-        while left and (count := file.readinto(left)):
-            left = left[count:]
+    try:
+        with open(folder / entry.file, "rb", buffering=0) as file:
+            file.seek(entry.start + first * entry.row_size)
+            left = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            while left and (count := file.readinto(left)):
+                left = left[count:]
+    except OSError as error:
+        raise unreadable(folder / entry.file, error) from None
     if left:
         raise MergeError(f"'{entry.file}' of '{source}' has become shorter since it was opened.")
     return tensor

@@ -1,6 +1,6 @@
 """The sha256 of files, found once in a process, and beside what else is done. Needs nothing but Python.
 
-A file is the same as long as its place, number, size and date are. What is to be found beside goes file by file on one
+A file is the same as long as its stamp (stamp.py) is. What is to be found beside goes file by file on one
 thread, for which nobody waits when the process ends.
 """
 
@@ -14,14 +14,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
+from mergelab.files.stamp import Stamp, stamp_of, unreadable
+
 CHUNK = 1 << 23  # bytes at a time: little memory, and few moments at which other threads have to let this one on
 MOST = 4096  # files that are remembered
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_jobs: dict[tuple, Future] = {}  # a file's identity -> its digest, found or to be found
+_jobs: dict[Stamp, Future] = {}  # a file -> its digest, found or to be found
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file; in the cache of the Hub a large file's name is its hash already."""
+    """The sha256 of a file; in the cache of the Hub a large file's name is its hash. MergeError if it is gone."""
     while not (known := _in_its_name(path)):
         try:
             return _job(path, _find).result()
@@ -53,11 +55,10 @@ def _in_its_name(path: Path) -> str:
 
 
 def _job(path: Path, start: Callable[[Path, Future], None]) -> Future:
-    about = path.stat()
-    identity = str(path), about.st_ino, about.st_size, about.st_mtime_ns
-    job = _jobs.get(identity)
+    stamp = stamp_of(path)
+    job = _jobs.get(stamp)
     if job is None or job.cancelled() or (job.done() and job.exception()):
-        job = _jobs[identity] = Future()
+        job = _jobs[stamp] = Future()
         while len(_jobs) > MOST:
             _jobs.pop(next(iter(_jobs)), None)
         start(path, job)
@@ -69,6 +70,8 @@ def _find(path: Path, job: Future) -> None:
         return
     try:
         job.set_result(_digest(path))
+    except OSError as error:
+        job.set_exception(unreadable(path, error))
     except BaseException as error:  # for whoever asks
         job.set_exception(error)
 

@@ -7,13 +7,13 @@ was torn by the kill is as good as none; a tensor whose bytes are not those that
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mergelab.merging.inputs import files_of
-from mergelab.planning.plan import OpenedExpert, Plan
+from mergelab.files.stamp import stamp_of
+from mergelab.merging.inputs import input_files
+from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport
 
 
@@ -52,7 +52,7 @@ def _read(line: str) -> tuple[LayerReport, int] | None:
 
 
 def fingerprint(plan: Plan, device: Any) -> str:
-    """Twelve hex digits for all that decides the bytes: the recipe, each input file's size and date, versions, device.
+    """Twelve hex digits for all that decides the bytes: the recipe, each input file's stamp, versions, device.
 
     An unfinished merge is gone on with only where this is the same.
     """
@@ -64,23 +64,9 @@ def fingerprint(plan: Plan, device: Any) -> str:
         str(device).split(":")[0],
         *map(_version, ("torch", "numpy", "mergelab")),
     ]
-    for path in sorted(set(_inputs(plan))):
-        stat = path.stat()
-        said.append([path.name, stat.st_size, stat.st_mtime_ns])
+    for path in sorted({path for paths in input_files(plan).values() for path in paths}):
+        said.append(stamp_of(path))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
-
-
-def _inputs(plan: Plan) -> Iterator[Path]:
-    yield from (plan.base.folder / entry.file for entry in plan.base.entries.values())
-    for expert in plan.experts:
-        yield from _files_of(expert)
-
-
-def _files_of(expert: OpenedExpert) -> Iterator[Path]:
-    if expert.checkpoint is not None:
-        yield from (expert.checkpoint.folder / file for file in files_of(expert.checkpoint))
-    if expert.adapter is not None:
-        yield from (expert.adapter.path, expert.adapter.path.with_name("adapter_config.json"))
 
 
 def _version(package: str) -> str:

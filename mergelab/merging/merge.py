@@ -18,6 +18,7 @@ import torch
 
 from mergelab.errors import MergeError
 from mergelab.files.digests import hashed
+from mergelab.files.stamp import Stamp, check_unchanged, stamp_of
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
@@ -54,8 +55,9 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
     """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all.
 
     What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
+    MergeError if an input is not the same at the end as at the beginning.
     """
-    started, crew, mark = time.monotonic(), team(), fingerprint(plan, device)
+    started, crew, mark, stamps = time.monotonic(), team(), fingerprint(plan, device), _stamps(plan)
     with ExitStack() as stack:
 
         def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
@@ -65,14 +67,16 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
 
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
-        digests = stack.enter_context(hashed(crew.share(_sizes(plan))))
+        digests = stack.enter_context(hashed(crew.share({path: stamp.size for path, stamp in stamps.items()})))
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)
+        crew.each(lambda: check_unchanged(stamps))
         known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
         notes = (*notes, *_taken_over(done), *why, *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
             report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))
+            check_unchanged(stamps)  # not one of them, while all of that was read
             write_papers(folder, plan, report)
     return report
 
@@ -175,8 +179,8 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
     return replace(said, delta=unmoved(layer.base), counts=counts)
 
 
-def _sizes(plan: Plan) -> dict[Path, float]:
-    return {path: path.stat().st_size for paths in input_files(plan).values() for path in paths}
+def _stamps(plan: Plan) -> dict[Path, Stamp]:
+    return {path: stamp_of(path) for paths in input_files(plan).values() for path in paths}
 
 
 def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:
