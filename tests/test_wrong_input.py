@@ -9,6 +9,7 @@ from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write
 from safetensors.torch import save_file
 
 from mergelab import MergeError, Recipe, plan
+from mergelab.planning.check import check
 
 
 def without(tensors, name):
@@ -103,6 +104,16 @@ EXPERTS = {
         lambda folder: adapter(folder, "a", (6, 9)),
         r"for another base: 'a.weight' is \[6, 9\], but in the base it is \[6, 8\]",
     ),
+    "quantised adapter": (
+        lambda folder: write_adapter(
+            folder, {"a.lora_A.weight": torch.ones(2, 8, dtype=torch.int8), "a.lora_B.weight": noise(6, 2).float()}
+        ),
+        "'base_model.model.a.lora_A.weight' of adapter '.*expert' is I8: only floating-point weights",
+    ),
+    "float8 adapter": (
+        lambda folder: write_adapter(folder, {"a.modules_to_save.weight": torch.ones(6, 8).to(torch.float8_e4m3fn)}),
+        "of adapter '.*expert' is F8_E4M3: only floating-point weights",
+    ),
     "half an adapter": (half_adapter, "only half of the pair A, B for 'a.weight'"),
     "empty adapter": (lambda folder: write_adapter(folder, {}), "is empty"),
     "strange adapter": (lambda f: write_adapter(f, {"a.lora_magnitude": noise(2)}), "holds .*no LoRA matrix"),
@@ -172,6 +183,18 @@ def test_a_nan_in_an_adapter_names_the_tensor_and_the_expert(trio, tmp_path):
     write_adapter(tmp_path / "lora", pair)
     with pytest.raises(MergeError, match="'a.weight' of expert 'lora' holds NaN"):
         merged(recipe_of(trio[0], tmp_path / "lora"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_change_of_a_tied_head_is_refused_and_not_dropped(tmp_path, behind):
+    tensors = {"model.embed_tokens.weight": noise(9, 4).float(), "lm_head.weight": noise(9, 4).float()}
+    base = write_model(tmp_path / "base", tensors, tie_word_embeddings=True)
+    write_model(tmp_path / "expert", shifted(tensors, 1), tie_word_embeddings=True)
+    adapter(tmp_path / "lora", "lm_head", (9, 4))
+    source = f"{tmp_path}/expert+{tmp_path}/lora" if behind else tmp_path / "lora"
+    with pytest.raises(MergeError, match="lora' changes 'lm_head.weight', which '.*' ties to its embeddings") as caught:
+        plan(recipe_of(base, source))
+    assert check(recipe_of(base, source)).problems == (str(caught.value),)
 
 
 def test_a_missing_folder_says_which_one_was_meant(trio, tmp_path):

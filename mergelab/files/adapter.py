@@ -40,6 +40,7 @@ class Adapter:
             raise MergeError(f"Adapter '{source}' has no adapter_model.safetensors (pickles are never opened).")
         _check_kind(self.config, source)
         self.entries = entries = entries_of(self.path, source)
+        _check_floats(entries, source)
         keys = _sorted_keys(entries, source)
         self.pairs, self.saved, self.magnitudes, self.biases = keys.pairs, keys.saved, keys.magnitudes, keys.biases
         shapes = {name: (entries[b].shape[0], entries[a].shape[1]) for name, (a, b) in self.pairs.items()}
@@ -151,6 +152,14 @@ def _check_kind(config: dict, source: str) -> None:
     else:
         return
     raise MergeError(f"Adapter '{source}' {why}. Merge it into its base with peft first, and name the result.")
+
+
+def _check_floats(entries: Mapping[str, Entry], source: str) -> None:
+    """MergeError for codes that would be taken for weights."""
+    for key, entry in entries.items():
+        if not entry.mergeable:
+            said = f"'{key}' of adapter '{source}' is {entry.dtype}"
+            raise MergeError(f"{said}: only floating-point weights can be merged. Take the unquantised adapter.")
 
 
 @dataclass

@@ -283,7 +283,7 @@ def opened_expert(source: str, name: str, base: Checkpoint, find: Callable[[str]
     model, adapter = split(source)
     folder = find(model)
     if adapter is None and is_adapter(folder):
-        return OpenedExpert(name, None, Adapter(folder, source, base.entries))
+        return OpenedExpert(name, None, _opened_adapter(folder, source, base))
     same = folder.resolve() == base.folder.resolve()
     if adapter is None:
         return OpenedExpert(name, base if same else Checkpoint(folder, source), None)
@@ -291,7 +291,18 @@ def opened_expert(source: str, name: str, base: Checkpoint, find: Callable[[str]
     if not is_adapter(adapter_folder):
         raise MergeError(f"'{adapter}' has no adapter_config.json: what stands behind '+' must be a LoRA adapter.")
     own = None if same else Checkpoint(folder, model)
-    return OpenedExpert(name, own, Adapter(adapter_folder, adapter, (own or base).entries))
+    return OpenedExpert(name, own, _opened_adapter(adapter_folder, adapter, own or base))
+
+
+def _opened_adapter(folder: Path, source: str, base: Checkpoint) -> Adapter:
+    """An adapter upon what it changes; MergeError if that has no place for a change."""
+    adapter = Adapter(folder, source, base.entries)
+    if lost := [name for name in tied_heads(base) if name in adapter]:
+        raise MergeError(
+            f"Adapter '{source}' changes '{lost[0]}', which '{base.source}' ties to its embeddings: the merged model "
+            "has no place for that change. Take an adapter without it."
+        )
+    return adapter
 
 
 def split(source: str) -> tuple[str, str | None]:
