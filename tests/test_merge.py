@@ -14,6 +14,7 @@ from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter
+from mergelab.merging.output import is_unfinished
 
 
 def weights(folder):
@@ -169,11 +170,19 @@ def test_nothing_is_overwritten_but_an_empty_folder_is_used(trio, tmp_path):
     assert (tmp_path / "empty/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("out", ["file/out", "file/deep/er", "x" * 300, "bad\0name"])
+@pytest.mark.parametrize("out", ["file/out", "file/deep/er", "bad\0name"])
 def test_a_place_that_cannot_be_written_is_a_clear_error(trio, tmp_path, out):
     (tmp_path / "file").write_text("")
     with pytest.raises(MergeError, match="Cannot write"):
         merged(recipe_of(*trio), f"{tmp_path}/{out}")
+
+
+@pytest.mark.parametrize("length", [250, 300])  # the hidden folder's name is longer than its own
+def test_a_name_that_is_too_long_is_a_clear_error(trio, tmp_path, length):
+    out = f"{tmp_path}/{'x' * length}"
+    for job in (lambda: merged(recipe_of(*trio), out), lambda: is_unfinished(out, "0123456789ab")):
+        with pytest.raises(MergeError, match="too long for this disk. Choose a shorter one"):
+            job()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files the Linux way")

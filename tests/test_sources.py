@@ -6,7 +6,9 @@ from making import merged, noise, recipe_of, tiny, write_adapter, write_model
 
 from mergelab import MergeError
 from mergelab.assets import bundled
+from mergelab.files.push import push
 from mergelab.files.sources import folder_of, revision_of
+from mergelab.planning.check import check
 from mergelab.planning.plan import plan
 
 
@@ -77,6 +79,17 @@ def test_a_folder_has_no_revisions_and_a_snapshot_of_the_hub_is_one(tmp_path):
         folder_of(f"{base}@main")
     assert revision_of(tmp_path / "hub/models--org--base/snapshots" / COMMIT) == COMMIT
     assert revision_of(base) is None and revision_of(tmp_path / COMMIT) is None
+
+
+def test_the_home_of_nobody_is_one_clear_error_wherever_it_is_named(trio, tmp_path):
+    for recipe in (recipe_of(trio[0], "~nobody-here/x+lora"), recipe_of("~nobody-here/x", trio[1])):
+        with pytest.raises(MergeError, match="'~nobody-here/x' cannot be the name of a folder"):
+            plan(recipe)
+        assert any("cannot be the name of a folder" in problem for problem in check(recipe).problems)
+    with pytest.raises(MergeError, match="'~nobody-here/x' is no folder of a model"):
+        push("~nobody-here/x", "me/x")
+    with pytest.raises(MergeError, match="Cannot write '~nobody-here/x': Could not determine home directory. Choose"):
+        merged(recipe_of(*trio), "~nobody-here/x")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(tmp_path):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mergelab.errors import MergeError
-from mergelab.files.sources import hub_failure
+from mergelab.files.sources import hub_failure, is_folder
 
 _NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
 
@@ -17,8 +17,8 @@ def push(folder: str | Path, repo: str, *, private: bool = False, token: str | N
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    place = Path(folder).expanduser()
-    if not place.is_dir() or not any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
+    place = Path(folder).expanduser() if is_folder(str(folder)) else None
+    if place is None or not any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise MergeError(f"'{folder}' is no folder of a model or an adapter. Name one that mergelab has written.")
     if not any(place.glob("*.safetensors")):
         raise MergeError(f"'{folder}' has no safetensors weights in it.")

@@ -56,9 +56,14 @@ def ask_as_anybody() -> None:
 
 def _is_here(source: str) -> bool:
     """Whether a source is a folder on this machine, or a bundled model."""
+    return source in bundled() or is_folder(source)
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path, which may begin with ~, is that of a folder; False for what cannot be a path."""
     try:
-        return source in bundled() or bool(source and Path(source).expanduser().is_dir())
-    except (OSError, RuntimeError, ValueError):
+        return path != "" and Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, or the home of nobody
         return False
 
 

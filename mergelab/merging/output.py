@@ -72,8 +72,15 @@ def new_folder(
 
 
 def is_unfinished(out: str | Path, mark: str) -> bool:
-    """Whether a killed merge with this mark has left its hidden folder beside `out`, to be gone on with."""
-    return _partial(free_place(out)[0], mark).is_dir()
+    """Whether a killed merge with this mark has left its hidden folder beside `out`, to be gone on with.
+
+    MergeError if there cannot be one.
+    """
+    partial = _partial(free_place(out)[0], mark)
+    try:
+        return partial.is_dir()
+    except OSError as error:  # its name is longer than that of `out`
+        raise MergeError(_refusal(error, out)) from error
 
 
 def _partial(place: Path, mark: str) -> Path:
@@ -131,7 +138,10 @@ def _locked(folder: Path):
 def _refusal(error: Exception, out: str | Path) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return f"The disk is full: '{out}' was not written. Free some space, or choose another folder."
-    return f"Cannot write '{out}': {getattr(error, 'strerror', None) or error}. Choose a folder that you may write to."
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return f"The name of '{out}' is too long for this disk. Choose a shorter one."
+    why = str(getattr(error, "strerror", None) or error).rstrip(".")
+    return f"Cannot write '{out}': {why}. Choose a folder that you may write to."
 
 
 class Weights:

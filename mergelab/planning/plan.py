@@ -19,7 +19,7 @@ from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError
 from mergelab.files.adapter import Adapter, is_adapter
 from mergelab.files.checkpoint import FLOATS, Checkpoint
-from mergelab.files.sources import folder_of
+from mergelab.files.sources import folder_of, is_folder
 from mergelab.files.tokenizer import check_tokenizer, chosen_template
 from mergelab.files.vocabulary import embedding_among
 from mergelab.maths.inner import finite, unmoved
@@ -307,7 +307,7 @@ def _opened_adapter(folder: Path, source: str, base: Checkpoint) -> Adapter:
 
 def split(source: str) -> tuple[str, str | None]:
     """FOLDER+ADAPTER -> (FOLDER, ADAPTER); a folder whose own name holds a '+' stays whole."""
-    if "+" not in source or Path(source).expanduser().is_dir():
+    if "+" not in source or is_folder(source):
         return source, None
     model, _, adapter = source.partition("+")
     return model.strip(), adapter.strip()
