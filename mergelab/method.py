@@ -177,6 +177,7 @@ class MergeMethod:
     function: Callable[..., Merged]
     entrywise: str = "never"  # which layers it merges entry by entry: never, tables (what is not decomposed), always
     survey: Callable[..., Any] | None = None  # what it must know of the whole tensor before it can do so
+    refusal: Callable[..., str] | None = None  # why it cannot merge with such weights; "" if it can
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
     idle: tuple[str, ...] = ("int8_mask",)  # settings of mergekit's recipes that change no number here, nor there
@@ -224,7 +225,13 @@ class MergeMethod:
         """What is to be `seen` by every part of a tensor; None if nothing is."""
         return self.survey(whole, **self._arguments(settings)) if self.survey else None
 
+    def check_weights(self, weights: Sequence[float], settings: Mapping[str, Any]) -> None:
+        """MergeError if it cannot merge experts of such weights, whatever they are."""
+        if self.refusal and (why := self.refusal(weights, **self._arguments(settings))):
+            raise MergeError(why)
+
     def __call__(self, layer: Layer, *merged: Merged, **settings: Any) -> Merged:
+        self.check_weights(layer.weights.tolist() if self.refusal else (), settings)
         if self.survey and layer.seen is None and self.goes_by_entries(layer.decompose):
             whole = Whole(layer.base.numel(), len(layer.deltas), partial(list, [layer]))
             layer = replace(layer, seen=self.surveyed(whole, **settings))
@@ -248,18 +255,21 @@ def merge_method(
     base_apart: bool = False,
     entrywise: str = "never",
     survey: Callable[..., Any] | None = None,
+    refusal: Callable[..., str] | None = None,
     idle: tuple[str, ...] = (),
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
 
     entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
     deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
-    merged in parts. survey: (Whole, the settings) -> what is then `seen`. idle: what mergekit's recipes may set for it
-    without any effect, beside `int8_mask`, which says how mergekit holds its masks.
+    merged in parts. survey: (Whole, the settings) -> what is then `seen`. refusal: (the weights of the experts, the
+    settings) -> why they cannot be merged, "" if they can. idle: what mergekit's recipes may set for it without any
+    effect, beside `int8_mask`, which says how mergekit holds its masks.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
         traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey}
+        traits["refusal"] = refusal
         traits["idle"] = ("int8_mask", *idle)
         settings = _settings(function)
         return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))

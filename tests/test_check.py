@@ -93,6 +93,17 @@ def test_an_expert_of_another_making_is_doubted_not_refused(pair, tmp_path):
     assert not any("vocab_size" in note or "expert-1" in note for note in found.notes)
 
 
+def test_a_tokenizer_that_cannot_be_read_is_a_problem_only_where_a_merge_would_read_it(pair, tmp_path):
+    tables = [write_model(tmp_path / f"plain-{i}", {"a.weight": noise(6, 8)}) for i in range(2)]
+    for folders in (pair, tables):
+        for folder, text in zip(folders, ("{}", "{")):
+            (folder / "tokenizer.json").write_text(text)
+    assert check(recipe_of(*tables)).problems == () and plan(recipe_of(*tables)).names
+    with pytest.raises(MergeError, match="Cannot read '.*tokenizer.json'") as caught:
+        plan(recipe_of(*pair))
+    assert check(recipe_of(*pair)).problems == (str(caught.value),)
+
+
 def test_the_estimate_has_the_written_size_right(pair, tmp_path):
     takes = check(recipe_of(*pair, dtype="bfloat16")).estimate
     merged(recipe_of(*pair, dtype="bfloat16"), tmp_path / "out")

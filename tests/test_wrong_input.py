@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import save_file
 
-from mergelab import MergeError, Recipe, plan
+from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.planning.check import check
 
 
@@ -16,9 +17,9 @@ def without(tensors, name):
     return {key: tensor for key, tensor in tensors.items() if key != name}
 
 
-def broken_config(folder):
+def broken_config(folder, text="{", encoding="utf-8"):
     write_model(folder, tiny())
-    (folder / "config.json").write_text("{")
+    (folder / "config.json").write_text(text, encoding)
 
 
 def truncated(folder):
@@ -84,6 +85,9 @@ EXPERTS = {
         lambda folder: index_of(folder, weight_map={"ghost": "model-00001-of-00002.safetensors"}),
         "lacks the tensor 'ghost'",
     ),
+    "broken config": (broken_config, "Cannot read '.*expert/config.json'"),
+    "config of another kind": (lambda f: broken_config(f, "[]"), "expert/config.json' should hold a JSON object"),
+    "config in UTF-16": (lambda f: broken_config(f, "{}", "utf-16"), "Cannot read '.*expert/config.json'"),
     "tensor missing": (
         lambda folder: write_model(folder, without(tiny(), "b.weight")),
         "Expert 'expert' has no tensor 'b.weight' that the base has. Was it fine-tuned from",
@@ -241,16 +245,16 @@ def test_methods_settings_and_the_number_of_experts_are_checked_before_any_file_
         plan(recipe_of("/nowhere", "/one", method="core_space", settings={"inner": "tie"}))
 
 
-def test_weights_that_add_up_to_nothing_have_no_average(trio, tmp_path):
-    recipe = Recipe.from_dict(
-        {
-            "merge_method": "linear",
-            "base_model": str(trio[0]),
-            "models": [{"model": str(trio[1]), "parameters": {"weight": w}} for w in (1, -1)],
-        }
-    )
-    with pytest.raises(MergeError, match="add up to 0"):
-        merged(recipe, tmp_path / "out")
+@pytest.mark.parametrize("method, switch", [("linear", "normalize"), ("multislerp", "normalize_weights")])
+def test_weights_that_add_up_to_nothing_have_no_average_and_no_plan(trio, method, switch):
+    varying = [{"filter": "b.", "value": -1.0}, {"value": 1.0}]
+    for weight in (-1.0, varying):
+        experts = (Expert(str(trio[1])), Expert(str(trio[2]), weight))
+        recipe = Recipe(str(trio[0]), experts, method)
+        with pytest.raises(MergeError, match=f"add up to 0. Change a weight, or set '{switch}: false'") as caught:
+            plan(recipe)
+        assert check(recipe).problems == (str(caught.value),)
+        assert plan(replace(recipe, settings={switch: False})).names
 
 
 def test_an_expert_may_be_in_another_dtype_and_in_shards(trio, tmp_path):

@@ -1,12 +1,20 @@
 """The weighted average of the experts' weights: the baseline of every paper (model soups, arXiv 2203.05482)."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from mergelab.errors import MergeError
+from mergelab.maths.signs import NO_MASS
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-@merge_method("Average", paper="2203.05482", entrywise="always")
+def no_average(weights: Sequence[float], normalize: bool = True) -> str:
+    """Why experts of such weights have no average; empty if they have one."""
+    if not normalize or abs(sum(weights)) >= NO_MASS:
+        return ""
+    return "The weights of an average add up to 0. Change a weight, or set 'normalize: false'."
+
+
+@merge_method("Average", paper="2203.05482", entrywise="always", refusal=no_average)
 def linear(
     layer: Layer,
     *,
@@ -19,6 +27,4 @@ def linear(
     total = float(layer.weights.sum())
     if not normalize:
         return Merged(layer.sum + (total - 1) * layer.base)
-    if abs(total) < 1e-8:
-        raise MergeError("The weights of an average add up to 0. Change a weight, or set 'normalize: false'.")
     return Merged(layer.sum / total)

@@ -1,16 +1,23 @@
 """Multi-SLERP: the barycentre of several models' changes on a sphere (MergeKit, arXiv 2403.13257)."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 
-from mergelab.errors import MergeError
+from mergelab.maths.signs import NO_MASS
 from mergelab.maths.sphere import whole_gram
 from mergelab.method import Layer, Merged, Switch, merge_method
 from mergelab.methods.nuslerp import FromZero
 
 
-@merge_method("Multi-SLERP", paper="2403.13257", base_apart=True)
+def _no_mean(weights: Sequence[float], normalize_weights: bool, from_zero: bool) -> str:
+    if not normalize_weights or len(weights) < 2 or abs(sum(weights)) >= NO_MASS:
+        return ""
+    return "The weights of Multi-SLERP add up to 0. Change a weight, or set 'normalize_weights: false'."
+
+
+@merge_method("Multi-SLERP", paper="2403.13257", base_apart=True, refusal=_no_mean)
 def multislerp(
     layer: Layer,
     *,
@@ -30,8 +37,6 @@ def multislerp(
     if len(layer.deltas) == 1:
         return Merged(layer.dense[0])
     total = float(layer.weights.sum())
-    if normalize_weights and abs(total) < 1e-8:
-        raise MergeError("The weights of Multi-SLERP add up to 0. Change a weight, or set 'normalize_weights: false'.")
     weights = layer.weights.double() / (total if normalize_weights else 1)
     models = layer.dense + layer.base if from_zero else layer.dense
     origin = layer.base if from_zero else 0

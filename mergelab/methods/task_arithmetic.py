@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from mergelab.maths.signs import NO_MASS
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
@@ -19,4 +20,4 @@ def task_arithmetic(
     here, too, and uses neither.
     """
     total = float(layer.weights.sum())
-    return Merged(lambda_ / (total if normalize and abs(total) >= 1e-8 else 1) * layer.sum)
+    return Merged(lambda_ / (total if normalize and abs(total) >= NO_MASS else 1) * layer.sum)

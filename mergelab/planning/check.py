@@ -126,7 +126,8 @@ def _check(recipe: Recipe, find: Callable[[str], Path]) -> Check:
     names = names_to_merge(base)
     for _, _, expert in opened:
         if expert:
-            problems += fit_of(expert, base, names, recipe).problems
+            found = _attempt(lambda expert=expert: fit_of(expert, base, names, recipe), problems)
+            problems += found.problems if found else []
     models = [_model(recipe.base, "base", base, base, None)]
     models += [_model(source, name, base, expert.checkpoint, expert) for source, name, expert in opened if expert]
     work = None if problems else _attempt(lambda: plan(recipe, find), problems)
@@ -181,5 +182,5 @@ def _model(source: str, name: str, base: Checkpoint, own: Any, expert: OpenedExp
         tokens=len(tokens) if tokens else None,
         tied=own is not None and own.config.get("tie_word_embeddings") is True,
         revision=revision_of(folder),
-        kinship=kinship(expert, base) if expert else "",
+        kinship=(expert and _attempt(lambda: kinship(expert, base), [])) or "",
     )

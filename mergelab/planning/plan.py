@@ -209,7 +209,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
     made = Plan(recipe, method, settings, base, experts, *found)
     for name in names:
-        made.weights_at(name)
+        method.check_weights(made.weights_at(name), made.settings_at(name))
     return made
 
 
@@ -286,12 +286,19 @@ def opened_expert(source: str, name: str, base: Checkpoint, find: Callable[[str]
         return OpenedExpert(name, None, _opened_adapter(folder, source, base))
     same = folder.resolve() == base.folder.resolve()
     if adapter is None:
-        return OpenedExpert(name, base if same else Checkpoint(folder, source), None)
+        return OpenedExpert(name, base if same else _opened_model(folder, source), None)
     adapter_folder = find(adapter)
     if not is_adapter(adapter_folder):
         raise MergeError(f"'{adapter}' has no adapter_config.json: what stands behind '+' must be a LoRA adapter.")
-    own = None if same else Checkpoint(folder, model)
+    own = None if same else _opened_model(folder, model)
     return OpenedExpert(name, own, _opened_adapter(adapter_folder, adapter, own or base))
+
+
+def _opened_model(folder: Path, source: str) -> Checkpoint:
+    """An expert's checkpoint; MergeError if it or its configuration is broken, whether that is needed or not."""
+    own = Checkpoint(folder, source)
+    _ = own.config
+    return own
 
 
 def _opened_adapter(folder: Path, source: str, base: Checkpoint) -> Adapter:
