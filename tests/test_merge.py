@@ -15,6 +15,7 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter
 from mergelab.merging.output import is_unfinished
+from mergelab.planning.check import check
 
 
 def weights(folder):
@@ -216,6 +217,27 @@ def test_a_step_after_the_merge_is_taken_reported_and_cited(trio, tmp_path):
         assert other.facts["merged change"] <= one.facts["merged change"] * (1 + 1e-6)
     assert "**SVC** ([arXiv 2602.05536]" in (tmp_path / "then/README.md").read_text(encoding="utf-8")
     assert "SVC" not in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["model_stock", "slerp", "sce", "ties"])
+def test_the_base_under_another_spelling_is_no_expert_either(trio, tmp_path, method):
+    base, one, other = trio
+    experts = (one,) if method == "slerp" else (one, other)
+    plain = plan(recipe_of(base, *experts, method=method)).recipe
+    (tmp_path / "link").symlink_to(base)
+    for spelled in (f"{base}/", tmp_path / "link", f"{one}/../base"):
+        listed = recipe_of(base, spelled, *experts, method=method)
+        assert plan(listed).recipe == plain
+        found = check(listed)
+        assert found.problems == () and len(found.models) == 1 + len(experts)
+    with pytest.raises(MergeError, match="beside the base, and the recipe has 0"):
+        plan(recipe_of(base, tmp_path / "link", method=method))
+
+
+def test_the_base_under_another_spelling_is_counted_once(trio):
+    models = [{"model": f"{trio[0]}/"}, {"model": str(trio[1])}]
+    data = {"merge_method": "linear", "base_model": str(trio[0]), "models": models, "parameters": {"weight": 1}}
+    assert len(plan(Recipe.from_dict(data)).experts) == 2
 
 
 def test_a_base_that_is_listed_among_the_models_is_no_expert_where_mergekit_makes_none_of_it(trio, tmp_path):

@@ -47,6 +47,17 @@ def folder_here(source: str) -> Path | None:
     return None
 
 
+def is_same_source(one: str, other: str) -> bool:
+    """Whether two sources name one model: by one word, or by two names of one folder on this machine."""
+    if one == other:
+        return True
+    try:
+        folders = [folder_here(source) for source in (one, other)]
+        return None not in folders and folders[0].resolve() == folders[1].resolve()
+    except (MergeError, OSError, RuntimeError):  # said by those who open it
+        return False
+
+
 def ask_as_anybody() -> None:
     """From now on the Hub is asked without this machine's own login, so that nobody sees what it may see."""
     from huggingface_hub import constants

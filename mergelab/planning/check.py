@@ -28,6 +28,7 @@ from mergelab.planning.plan import (
     opened_expert,
     plan,
     split,
+    without_base,
 )
 from mergelab.planning.provenance import doubts, kinship
 from mergelab.recipes.recipe import Recipe
@@ -112,13 +113,13 @@ def check(recipe: Recipe) -> Check:
 
 def _check(recipe: Recipe, find: Callable[[str], Path]) -> Check:
     problems: list[str] = []
-    _check_method(recipe, problems)
+    asked, recipe = recipe.to_dict(), _checked_method(recipe, problems)
     base = _attempt(lambda: opened_base(recipe.base, find), problems)
     if base is None:
         for expert in recipe.experts:
             for source in filter(None, split(expert.source)):
                 _attempt(lambda source=source: find(source), problems)
-        return Check(recipe.to_dict(), tuple(dict.fromkeys(problems)))
+        return Check(asked, tuple(dict.fromkeys(problems)))
     opened = [
         (expert.source, name, _attempt(lambda e=expert, n=name: opened_expert(e.source, n, base, find), problems))
         for expert, name in zip(recipe.experts, recipe.names)
@@ -133,13 +134,13 @@ def _check(recipe: Recipe, find: Callable[[str], Path]) -> Check:
     work = None if problems else _attempt(lambda: plan(recipe, find), problems)
     notes = [doubt for _, _, expert in opened if expert for doubt in doubts(expert, base, recipe.base)]
     if work is None:
-        return Check(recipe.to_dict(), tuple(dict.fromkeys(problems)), tuple(notes), tuple(models))
+        return Check(asked, tuple(dict.fromkeys(problems)), tuple(notes), tuple(models))
     title, matrices = work.method.title, sum(work.decomposes(name) for name in work.names)
     rest = len(work.names) - matrices
     merged = {f"{title}, as matrices": matrices, f"{title}, entry by entry": rest}
     merged = merged if is_spectral(work.method) else {title: len(work.names)}
     notes = tuple(dict.fromkeys([*work.notes, *notes]))
-    return Check(recipe.to_dict(), (), notes, tuple(models), merged, dict(work.skipped), estimate(work))
+    return Check(asked, (), notes, tuple(models), merged, dict(work.skipped), estimate(work))
 
 
 def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
@@ -151,16 +152,19 @@ def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
         return None
 
 
-def _check_method(recipe: Recipe, problems: list[str]) -> None:
+def _checked_method(recipe: Recipe, problems: list[str]) -> Recipe:
+    """The recipe with the experts that its method makes of it; what is wrong with its settings goes to the problems."""
     method: MergeMethod | None = _attempt(lambda: method_named(recipe.method), problems)
     if method is None:
-        return
+        return recipe
     for key, value in recipe.settings.items():
         _attempt(lambda key=key, value=value: method.checked({key: value}), problems)
     for expert, name in zip(recipe.experts, recipe.names):
         for key, value in expert.settings.items():
             _attempt(lambda k=key, v=value, n=name: method.checked_own({k: v}, n), problems)
+    recipe = without_base(recipe, method)
     _attempt(lambda: check_count(method, len(recipe.experts)), problems)
+    return recipe
 
 
 def _model(source: str, name: str, base: Checkpoint, own: Any, expert: OpenedExpert | None) -> Model:

@@ -19,13 +19,14 @@ from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError
 from mergelab.files.adapter import Adapter, is_adapter
 from mergelab.files.checkpoint import FLOATS, Checkpoint
-from mergelab.files.sources import folder_of, is_folder
+from mergelab.files.sources import folder_of, is_folder, is_same_source
 from mergelab.files.tokenizer import check_tokenizer, chosen_template
 from mergelab.files.vocabulary import embedding_among
 from mergelab.maths.inner import finite, unmoved
 from mergelab.maths.spectral import Delta, LowRank, dense
 from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.planning.fit import Fit, Fitted, fit, fitted, only_theirs
+from mergelab.recipes.mergekit_yaml import FROM_ZERO, LEAVE_BASE
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import depths, layer_counts, value_at, with_fallback
 
@@ -190,8 +191,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     method = method_named(recipe.method)
     settings = _settings(method, recipe)
     steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
-    if method.base_apart and not settings.get("from_zero"):  # recipes for mergekit often list the base among the models
-        recipe = replace(recipe, experts=tuple(expert for expert in recipe.experts if expert.source != recipe.base))
+    recipe = without_base(recipe, method)
     check_count(method, len(recipe.experts))
     base = opened_base(recipe.base, find)
     tied, names = tied_heads(base), names_to_merge(base)
@@ -213,6 +213,20 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     return made
 
 
+def without_base(recipe: Recipe, method: MergeMethod) -> Recipe:
+    """The recipe without the base among its experts, where it is none: recipes for mergekit often list it.
+
+    Its folder by another name is the base, too.
+    """
+    if not _leaves_base(method) or recipe.settings.get(FROM_ZERO):
+        return recipe
+    return replace(recipe, experts=tuple(e for e in recipe.experts if not is_same_source(e.source, recipe.base)))
+
+
+def _leaves_base(method: MergeMethod) -> bool:
+    return method.base_apart or method.name in LEAVE_BASE
+
+
 def _tokenizer(
     recipe: Recipe, base: Checkpoint, experts: Sequence[OpenedExpert], find: Callable[[str], Path]
 ) -> tuple[Path | None, str | None]:
@@ -227,7 +241,7 @@ def _tokenizer(
 
 def check_count(method: MergeMethod, given: int) -> None:
     """MergeError if a method cannot merge so few or so many experts."""
-    beside = " beside the base" if method.base_apart else ""
+    beside = " beside the base" if _leaves_base(method) else ""
     if given < method.fewest:
         raise MergeError(f"{method.title} needs at least {method.fewest} experts{beside}, and the recipe has {given}.")
     if method.most and given > method.most:

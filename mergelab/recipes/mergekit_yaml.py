@@ -8,6 +8,7 @@ Format: https://github.com/arcee-ai/mergekit; behaviour: that of mergekit 0.1.5.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from os.path import normpath
 from typing import Any
 
 from mergelab.errors import MergeError, brief, did_you_mean
@@ -60,8 +61,9 @@ def body(data: Mapping[str, Any], where: str) -> Body:
     if method in FREE_BASE and not data.get("base_model"):
         wide[FROM_ZERO] = True
     elif method in LEAVE_BASE:
-        named = [pair for pair in named if pair[0] != base]
-    if method in COUNT_BASE and "weight" in wide and data.get("base_model") and base not in dict(named):
+        named = [pair for pair in named if normpath(pair[0]) != normpath(base)]
+    listed = any(normpath(source) == normpath(base) for source, _ in named)
+    if method in COUNT_BASE and "weight" in wide and data.get("base_model") and not listed:
         named.append((base, {}))
     weight = wide.pop("weight", None)
     models = tuple((source, _weight(own, weight, where), own) for source, own in named)
