@@ -1,10 +1,14 @@
 """The command line: `merge` and `inspect`, with exit status 0, or 1 and one line that says why."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from safetensors.torch import load_file
 
 from mergelab import Report
 from mergelab.__main__ import main
+from mergelab.table import check_places, written_to
 
 
 @pytest.fixture
@@ -49,8 +54,9 @@ def test_merge_takes_the_dtype_of_the_command_line_and_writes_it_down(recipe, tm
 def test_inspect_prints_a_table_and_writes_the_report(recipe, tmp_path, capsys):
     assert main(["inspect", str(recipe), "--json", str(tmp_path / "report.json")]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split("  ")[0] == "tensor" and "rank kept" in said[0]
-    assert [line.split()[:2] for line in said[1:3]] == [["a.weight", "6×8"], ["b.weight", "8×6"]]
+    assert said[0] == said[4] == "Experts, in the order of the numbers in a cell: expert-1, expert-2."
+    assert said[1].split("  ")[0] == "tensor" and "rank kept" in said[1]
+    assert [line.split()[:2] for line in said[2:4]] == [["a.weight", "6×8"], ["b.weight", "8×6"]]
     report = Report.from_json((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert len(report.layers) == 6 and report.decomposed[0].curves["singular_values"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -78,7 +84,52 @@ def test_words_that_it_does_not_know_are_refused_with_status_2(capsys):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
-    capsys.readouterr()
+        said = capsys.readouterr().err
+        assert bool(arguments) != ("write a model as a LoRA adapter" in said), "all verbs, where none is given"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "check", "report", "sweep --json", "sweep --csv"])
+def test_a_place_that_cannot_be_written_is_said_before_the_long_work(recipe, tmp_path, capsys, monkeypatch, verb):
+    def begun(*given, **more):
+        raise AssertionError("the work has begun")
+
+    for name in ("line.check", "line.plan", "report.reported", "sweep.Lab.sweep"):
+        monkeypatch.setattr(f"mergelab.commands.{name}", begun)
+    verb, _, option = verb.partition(" ")
+    more = ("--knob", "eta", "--values", "10,40") if verb == "sweep" else ()
+    for place in (tmp_path / "absent/file", tmp_path, recipe / "file"):
+        places = [place] if verb == "report" else [option or "--json", place]
+        assert f"Cannot write '{place}'" in failed(capsys, verb, recipe, *more, *places)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_full_disk_leaves_a_file_that_is_there_as_it_was(recipe, tmp_path, capsys, monkeypatch, linked):
+    good, write = tmp_path / "good.json", Path.write_text
+    good.write_text("good")
+    if linked:
+        (tmp_path / "link.json").symlink_to(good)
+
+    def full(self, text, *given, **more):
+        write(self, text[:10], *given, **more)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before, place = sorted(tmp_path.iterdir()), tmp_path / ("link.json" if linked else "good.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert "No space left on device" in failed(capsys, "inspect", recipe, "--json", place)
+    assert good.read_text() == "good" and sorted(tmp_path.iterdir()) == before
+    assert main(["inspect", str(recipe), "--json", str(place)]) == 0
+    assert json.loads(good.read_text()) and place.is_symlink() == linked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        check_places(str(tmp_path / "pipe"))
+        written_to(str(tmp_path / "pipe"), "text")
+        assert read.result(timeout=30) == "text" and (tmp_path / "pipe").is_fifo()
 
 
 def test_the_module_runs_as_a_program_and_shows_no_traceback(recipe, tmp_path):

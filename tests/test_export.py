@@ -66,6 +66,15 @@ def test_on_the_command_line_after_a_merge_and_of_any_model(thin, tmp_path, caps
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_merge_with_nothing_to_export_says_that_it_was_written_all_the_same(thin, tmp_path, capsys):
+    base, _ = thin
+    (tmp_path / "r.yaml").write_text(recipe_of(base, base).to_yaml())
+    assert main(["merge", str(tmp_path / "r.yaml"), str(tmp_path / "out"), "--lora", "2"]) == 1
+    said = capsys.readouterr().err
+    assert f"'{tmp_path}/out' holds the merge, but no adapter of it was written: No matrix of" in said
+    assert (tmp_path / "out/model.safetensors").is_file() and not (tmp_path / "out-lora").exists()
+
+
 def test_a_rank_that_no_matrix_has_is_cut_and_the_command_says_so(thin, tmp_path, capsys):
     base, full = thin
     words = ["export", str(full), str(tmp_path / "out"), "--rank", "100000", "--base", str(base)]

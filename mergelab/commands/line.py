@@ -31,13 +31,19 @@ from mergelab.planning.plan import plan
 from mergelab.recipes.mergekit_yaml import size
 from mergelab.recipes.recipe import DTYPES, Recipe
 from mergelab.report import Fact, Report
-from mergelab.table import aligned, written_to
+from mergelab.table import aligned, check_places, written_to
+
+_WORKERS = "tensors at a time (default: one per core, or as few as the free memory has room for)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     gc.freeze()  # what is imported by now stays: not to be searched for garbage, nor taken apart at the end
-    asked = _parser().parse_args(arguments)
+    parser, arguments = _parser(), sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended cleans up as Ctrl-C does
     try:
         status = asked.verb(asked)
@@ -132,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE.yaml")
     verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    verb.add_argument("--workers", type=int, metavar="N", help="tensors at a time (default: one per core)")
+    verb.add_argument("--workers", type=int, metavar="N", help=_WORKERS)
 
 
 def _merge(asked: argparse.Namespace) -> None:
@@ -154,7 +160,10 @@ def _merge(asked: argparse.Namespace) -> None:
     for file, digest in report.sha256.items():
         print(f"sha256 {digest}  {file}")
     if asked.lora is not None:
-        _print_export(asked.out, work.recipe.base, adapter, asked.lora)
+        try:
+            _print_export(asked.out, work.recipe.base, adapter, asked.lora)
+        except MergeError as error:
+            raise MergeError(f"'{asked.out}' holds the merge, but no adapter of it was written: {error}") from None
 
 
 def _export(asked: argparse.Namespace) -> None:
@@ -188,6 +197,7 @@ def _push(asked: argparse.Namespace) -> None:
 
 
 def _check(asked: argparse.Namespace) -> int:
+    check_places(asked.json)
     found = check(Recipe.read(asked.recipe))
     print("\n".join(found.lines()))
     if asked.json:
@@ -196,6 +206,7 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _inspect(asked: argparse.Namespace) -> None:
+    check_places(asked.json)
     work = plan(Recipe.read(asked.recipe))
     job = inspect(work, device_named(asked.device), asked.workers, asked.diagnose)
     report = followed(job, len(work.names))
@@ -247,7 +258,7 @@ def _table(report: Report) -> str:
     others = len(report.layers) - len(report.decomposed)
     order = f"Experts, in the order of the numbers in a cell: {', '.join(report.experts)}."
     rest = f"{others} further tensors are not decomposed (embeddings, norms, biases)."
-    return "\n".join([aligned(header, rows), order, rest])
+    return "\n".join([order, aligned(header, rows), order, rest])
 
 
 def _cell(fact: Fact) -> str:

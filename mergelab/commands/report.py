@@ -7,7 +7,7 @@ from mergelab.plots.document import document
 from mergelab.recipes.recipe import Recipe
 from mergelab.report import Report
 from mergelab.step import result
-from mergelab.table import written_to
+from mergelab.table import check_places, written_to
 from mergelab.words import counted
 
 
@@ -23,6 +23,7 @@ def add_report(verbs: argparse._SubParsersAction) -> None:
 
 
 def _report(asked: argparse.Namespace) -> None:
+    check_places(asked.out, asked.json)
     report = reported(Lab(device=asked.device), Recipe.read(asked.recipe), asked.scores)
     written_to(asked.out, document(report))
     if asked.json:

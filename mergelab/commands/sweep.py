@@ -9,7 +9,7 @@ from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import values_from
 from mergelab.scores.questions import MEASURES, questions_in
 from mergelab.scores.sweep_report import verdict
-from mergelab.table import aligned, csv_text, written_to
+from mergelab.table import aligned, check_places, csv_text, written_to
 
 
 def add_sweep(verbs: argparse._SubParsersAction) -> None:
@@ -27,6 +27,7 @@ def add_sweep(verbs: argparse._SubParsersAction) -> None:
 
 
 def _sweep(asked: argparse.Namespace) -> None:
+    check_places(asked.csv, asked.json)
     recipe, values = Recipe.read(asked.recipe), values_from(asked.values)
     own = questions_in(asked.prompts, asked.measure) if asked.prompts else None
     job = Lab(device=asked.device).sweep(recipe, asked.knob, values, own)

@@ -7,14 +7,13 @@ from mergelab.maths.signs import NO_MASS
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-def no_average(weights: Sequence[float], normalize: bool = True) -> str:
-    """Why experts of such weights have no average; empty if they have one."""
+def _no_average(weights: Sequence[float], normalize: bool) -> str:
     if not normalize or abs(sum(weights)) >= NO_MASS:
         return ""
     return "The weights of an average add up to 0. Change a weight, or set 'normalize: false'."
 
 
-@merge_method("Average", paper="2203.05482", entrywise="always", refusal=no_average)
+@merge_method("Average", paper="2203.05482", entrywise="always", refusal=_no_average)
 def linear(
     layer: Layer,
     *,

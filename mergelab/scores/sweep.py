@@ -17,13 +17,13 @@ from torch import Tensor
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS
 from mergelab.maths.inner import inner_products, norm
+from mergelab.maths.signs import NO_MASS
 from mergelab.maths.spectral import Factors, LowRank
 from mergelab.merging.memory import installed
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
 from mergelab.method import METHODS, Layer
-from mergelab.methods.linear import no_average
 from mergelab.model import Running
 from mergelab.planning.plan import Plan, plan
 from mergelab.recipes.recipe import Expert, Recipe
@@ -75,7 +75,7 @@ def at(work: Plan, knob: str, value: float) -> Plan:
 
 def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
     """The same experts averaged; and why not, where that cannot be."""
-    if no_average([float(expert.weight) for expert in work.recipe.experts]):
+    if abs(sum(float(expert.weight) for expert in work.recipe.experts)) < NO_MASS:
         return {}, ["The experts' weights add up to 0, so there is no average to compare with."]
     return {value: _averaged(spot) for value, spot in plans.items()}, []
 
