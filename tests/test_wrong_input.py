@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mergelab import Expert, MergeError, Recipe, plan
+from mergelab.files.checkpoint import Checkpoint
 from mergelab.planning.check import check
 
 
@@ -212,6 +213,18 @@ def test_a_missing_folder_says_which_one_was_meant(trio, tmp_path):
     for source in ("x" * 5000, "a\0b", "~nobody-of-this-name/x", "a b c"):
         with pytest.raises(MergeError):
             plan(recipe_of(trio[0], source))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_counts(tmp_path, first):
+    folder = write_model(tmp_path / "model", tiny(), shards=2)
+    named, other = (f"model-0000{i}-of-00002.safetensors" for i in ((1, 2) if first else (2, 1)))
+    for file, value in ((named, 1.0), (other, 2.0)):
+        save_file(load_file(folder / file) | {"twice": torch.full((2, 2), value)}, folder / file)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["twice"] = named
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert Checkpoint(folder, "model")["twice"].unique().tolist() == [1.0]
 
 
 def test_what_stands_behind_a_plus_must_be_an_adapter(trio):

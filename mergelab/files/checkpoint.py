@@ -71,8 +71,9 @@ class Checkpoint(Mapping[str, Tensor]):
         self.folder, self.source = folder, source
         self.entries: dict[str, Entry] = {}
         placed = _weight_files(folder, source)
-        for file in sorted(placed):
-            self.entries |= entries_of(folder / file, source)
+        for file, names in sorted(placed.items()):  # what lies in two files is taken from the one that the index names
+            found = entries_of(folder / file, source)
+            self.entries |= {n: entry for n, entry in found.items() if n in names or n not in self.entries}
         if lacking := set().union(*placed.values()) - self.entries.keys():
             raise MergeError(f"'{source}' lacks the tensor '{min(lacking)}', which its index names.")
 
