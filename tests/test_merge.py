@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
+from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, MergeError, Recipe, merge, plan
@@ -245,3 +245,34 @@ def test_a_base_that_is_listed_among_the_models_is_no_expert_where_mergekit_make
     for method, experts in {"model_stock": (one, other), "slerp": (one,), "nuslerp": (one, other)}.items():
         listed = merged(recipe_of(base, base, *experts, method=method), tmp_path / f"{method}-listed")
         assert listed.sha256 == merged(recipe_of(base, *experts, method=method), tmp_path / method).sha256
+
+
+def test_an_expert_that_is_listed_twice_is_remarked_upon(trio, tmp_path):
+    base, one, _ = trio
+    adapter = write_adapter(tmp_path / "lora", {"b.bias": noise(8).float()})
+    for first, again in ((one, one), (one, f"{one}/../expert-1/"), (adapter, adapter), (f"{one}+{adapter}",) * 2):
+        work = plan(recipe_of(base, first, again))
+        names = work.recipe.names
+        assert work.notes == (f"Expert '{names[1]}' is the same as expert '{names[0]}': it counts twice.",)
+    assert plan(recipe_of(base, one, adapter, f"{one}+{adapter}")).notes == ()
+
+
+def test_where_all_weights_are_0_the_report_says_that_the_merge_is_the_base(trio, tmp_path):
+    note = "All weights are 0: the merge is the base."
+    for i, (weights, said) in enumerate((((0, 0), True), ((0, 0.5), False))):
+        experts = tuple(Expert(str(folder), weight) for folder, weight in zip(trio[1:], weights))
+        report = merged(Recipe(str(trio[0]), experts, "ties"), tmp_path / f"out-{i}")
+        assert (note in report.notes) == said
+    one = Recipe(str(trio[0]), experts[:1], "multislerp")  # takes a model alone as it is, whatever its weight
+    assert note not in merged(one, tmp_path / "alone").notes
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_a_tensor_that_holds_floats_in_an_expert_alone_is_copied_and_said(trio, tmp_path, dtype):
+    base = write_model(tmp_path / "whole", tiny() | {"a.weight": tiny()["a.weight"].to(dtype)})
+    report = merged(recipe_of(base, trio[1]), tmp_path / "out")
+    code = Checkpoint(base, "base").entries["a.weight"].dtype
+    said = f"{code} in the base, F32 in expert 'expert-1': copied from the base, not merged"
+    assert report.skipped["a.weight"] == said and torch.equal(
+        weights(tmp_path / "out")["a.weight"], weights(base)["a.weight"]
+    )

@@ -128,7 +128,19 @@ REFUSED = {
     MODELS + "parameters: {density: [{filter: 3, value: 1}]}": "'filter' must be a part of a tensor's name",
     MODELS + "parameters: {density: [{filter: mlp, value: [[1]]}]}": "a filter needs a 'value'",
     "models: [{model: one, parameters: {weight: [{filter: a, value: x}]}}]": "weight must be a number, not 'x'",
+    "models: [{model: one, parameters: {weight: 1.0e+30}}]": "weight must be a number between -1e30 and 1e30",
+    MODELS + "models: [three]": "line 4, is not valid YAML: the key 'models' stands twice; keep one of them.",
+    "models: [{model: one, model: two}]": "the key 'model' stands twice",
+    "models: [one]\nparameters: {density: 0.1, 'density': 0.2}": "the key 'density' stands twice",
 }
+
+
+def test_a_mapping_that_takes_over_another_one_may_say_a_key_anew():
+    text = (
+        f"{HEAD}parameters: &wide {{density: 0.1}}\nmodels: [{{model: one, parameters: {{<<: *wide, density: 0.2}}}}]"
+    )
+    recipe = Recipe.from_yaml(text)
+    assert recipe.settings["density"] == 0.1 and recipe.experts[0].settings["density"] == 0.2
 
 
 @pytest.mark.parametrize("text", REFUSED, ids=REFUSED.values())

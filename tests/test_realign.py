@@ -182,7 +182,7 @@ def test_what_cannot_be_aligned_is_one_line_and_leaves_nothing(strangers, tmp_pa
     assert "'model.norm.weight' is [8] in the expert and [16] in the reference" in said(narrow)
     assert "no tensor 'model.norm.weight'" in said(lacking)
     assert "holds NaN or an infinity" in said(broken)
-    assert "outputs as they are changes them by nan" in said(stranger, to=broken)
+    assert f"'model.norm.weight' of '{broken}' holds NaN or an infinity" in said(stranger, to=broken)
     assert "is an adapter" in said(adapter)
     assert "need calibration data, and" in said(stranger, "--how", "activations")
     assert "Cannot read the calibration data" in said(stranger, "--how", "activations", "--data", tmp_path / "absent")

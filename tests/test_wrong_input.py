@@ -101,6 +101,18 @@ EXPERTS = {
         lambda folder: write_model(folder, tiny() | {"a.weight": torch.zeros(6, 8, dtype=torch.int8)}),
         "'a.weight' of expert 'expert' is I8: quantised",
     ),
+    "whole numbers": (
+        lambda folder: write_model(folder, tiny() | {"a.weight": torch.zeros(6, 8, dtype=torch.int64)}),
+        "'a.weight' of expert 'expert' is I64, and the base's is F32: only floats are merged with floats. Was it",
+    ),
+    "truths": (
+        lambda folder: write_model(folder, tiny() | {"a.weight": torch.zeros(6, 8, dtype=torch.bool)}),
+        "'a.weight' of expert 'expert' is BOOL, and the base's is F32",
+    ),
+    "another family": (
+        lambda folder: write_model(folder, {"h.0.weight": noise(4, 4).float(), "b.bias": noise(9).float()}),
+        r"'.*/expert' is no fine-tune of '.*/base': 0 of 6 tensors fit. Expert 'expert' has no tensor 'a.weight'",
+    ),
     "adapter elsewhere": (
         lambda folder: adapter(folder, "layers.0.q", base_model_name_or_path="org/other"),
         "changes 'layers.0.q.weight', which the base does not have. It says it was trained on 'org/other'",

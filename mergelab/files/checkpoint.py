@@ -45,6 +45,11 @@ class Entry:
         return self.dtype.startswith("F") and self.dtype not in FLOATS
 
     @property
+    def holds_codes(self) -> bool:
+        """Quantised floats, and the bytes that other quantised weights are stored in."""
+        return self.quantised or self.dtype in ("I8", "U8")
+
+    @property
     def width(self) -> int:
         """Bytes per number."""
         return next((width for width, dtypes in _WIDTHS.items() if self.dtype in dtypes), 1)

@@ -197,7 +197,7 @@ def _report(plan: Plan, layers: list[LayerReport], started: float, device: Any, 
         layers=tuple(sorted(layers, key=lambda layer: place[layer.name])),
         skipped=dict(plan.skipped),
         alignment=plan.alignment,
-        notes=(*notes, *_still_ones(layers, plan)),
+        notes=(*notes, *_still_ones(layers, plan), *_unweighted(layers, plan)),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mb=peak_mb(),
         device=str(device),
@@ -209,3 +209,9 @@ def _still_ones(layers: list[LayerReport], plan: Plan) -> list[str]:
     """A note on the tensors that nobody has changed, where some are."""
     count = sum(len(layer.equal_to_base) == len(plan.experts) for layer in layers)
     return [f"{count} of {len(layers)} tensors are the base's own in every expert: copied, not computed."] * (count > 0)
+
+
+def _unweighted(layers: list[LayerReport], plan: Plan) -> list[str]:
+    """A note where every weight is 0 and the method makes the base of that."""
+    still = all(layer.facts["merged change"] == 0 and not any(plan.weights_at(layer.name)) for layer in layers)
+    return ["All weights are 0: the merge is the base."] * (still and bool(layers))

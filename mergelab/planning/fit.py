@@ -72,7 +72,22 @@ def fit(expert: str, own: Checkpoint, base: Checkpoint, names: Sequence[str], vo
         if name not in found.rows:
             _check_tensor(expert, name, own.entries[found.renamed.get(name, name)], base, vocabulary, found)
     _check_tokens(expert, own, base, names, vocabulary, found)
+    _lead(own, base, names, found)
     return found
+
+
+def _lead(own: Checkpoint, base: Checkpoint, names: Sequence[str], found: Fit) -> None:
+    """Begin the first problem with the verdict, where most tensors fit neither by name nor by shape."""
+    mine = {name: entry for name in names if (entry := own.entries.get(found.renamed.get(name, name)))}
+    fit = sum(_is_alike(name, entry, base.entries[name]) for name, entry in mine.items())
+    if found.problems and fit * 2 < len(names):
+        verdict = f"'{own.source}' is no fine-tune of '{base.source}': {fit} of {len(names)} tensors fit."
+        found.problems[0] = f"{verdict} {found.problems[0]}"
+
+
+def _is_alike(name: str, entry: Entry, wanted: Entry) -> bool:
+    """Whether two shapes are those of one tensor; a table may be of another vocabulary."""
+    return entry.shape == wanted.shape or (has_row_per_token(name) and entry.shape[1:] == wanted.shape[1:])
 
 
 def _find_names(expert: str, own: Checkpoint, base: Checkpoint, names: Sequence[str], missing: str, found: Fit) -> None:
@@ -135,7 +150,9 @@ def _check_tensor(expert: str, name: str, entry: Entry, base: Checkpoint, vocabu
     mine, wanted = list(entry.shape), list(base.entries[name].shape)
     if not entry.mergeable:
         said = f"'{name}' of expert '{expert}' is {entry.dtype}"
-        found.problems.append(f"{said}: quantised weights cannot be merged. Take the unquantised model.")
+        codes = f"{said}: quantised weights cannot be merged. Take the unquantised model."
+        other = f"{said}, and the base's is {base.entries[name].dtype}: only floats are merged with floats."
+        found.problems.append(codes if entry.holds_codes else f"{other} Was it fine-tuned from '{base.source}'?")
     elif mine != wanted:
         said = f"'{name}' is {mine} in expert '{expert}', but {wanted} in the base '{base.source}'."
         tokens = has_row_per_token(name) and mine[1:] == wanted[1:]

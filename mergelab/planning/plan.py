@@ -202,7 +202,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     experts = tuple(_fitted(expert, found, base) for expert, found in zip(experts, fits))
     experts = tuple(_aligned(expert, base, recipe) for expert in experts)
     _check_layers(recipe, names)
-    skipped = {n: f"{base.entries[n].dtype}, no floating-point weights: copied from the base" for n in copied}
+    skipped = {name: _why_copied(name, base, experts) for name in copied}
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
     notes = (*_idle_notes(recipe, method), *_notes(recipe, base, experts), *(n for found in fits for n in found.notes))
     tokenizer, template = _tokenizer(recipe, base, experts, find)
@@ -378,6 +378,15 @@ def _only_theirs(experts: tuple[OpenedExpert, ...], fits: tuple[Fit, ...], base:
     return {name: f"the base has no such tensor, only {', '.join(owners[name])}" for name in sorted(owners)}
 
 
+def _why_copied(name: str, base: Checkpoint, experts: tuple[OpenedExpert, ...]) -> str:
+    dtype = base.entries[name].dtype
+    for expert in experts:
+        theirs = expert.checkpoint.entries.get(name) if expert.checkpoint else None
+        if theirs and theirs.mergeable:
+            return f"{dtype} in the base, {theirs.dtype} in expert '{expert.name}': copied from the base, not merged"
+    return f"{dtype}, no floating-point weights: copied from the base"
+
+
 def _idle_notes(recipe: Recipe, method: MergeMethod) -> tuple[str, ...]:
     """What the recipe sets and no number depends on, as in mergekit."""
     given = dict.fromkeys(key for some in (recipe, *recipe.experts) for key in some.settings if key in method.idle)
@@ -386,15 +395,23 @@ def _idle_notes(recipe: Recipe, method: MergeMethod) -> tuple[str, ...]:
 
 def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) -> tuple[str, ...]:
     notes = []
-    for expert in experts:
+    for i, expert in enumerate(experts):
         trained_on = expert.adapter.base_name if expert.adapter and expert.checkpoint is None else ""
         if trained_on and Path(trained_on).name != Path(recipe.base).name:
             notes.append(f"Expert '{expert.name}' says it was trained on '{trained_on}'; the base is '{recipe.base}'.")
         if expert.checkpoint is base:
             notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
+        elif before := next((e.name for e in experts[:i] if _places(e) == _places(expert)), None):
+            notes.append(f"Expert '{expert.name}' is the same as expert '{before}': it counts twice.")
     if base.config.get("auto_map"):
         notes.append("The base's config.json points to Python code, which is not copied.")
     return tuple(notes)
+
+
+def _places(expert: OpenedExpert) -> list[Path]:
+    """The folders that an expert's weights are in."""
+    own = [expert.checkpoint.folder] if expert.checkpoint is not None else []
+    return [path.resolve() for path in own + ([expert.adapter.path] if expert.adapter else [])]
 
 
 def broken(name: str, whose: str) -> MergeError:

@@ -204,8 +204,10 @@ def steps(value: Any, where: str) -> dict[str, dict[str, Any]]:
 
 def number(value: Any, where: str) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise MergeError(f"{where} must be a number, not {brief(value)}.")
+    if not abs(value) < 1e30:
+        raise MergeError(f"{where} must be a number between -1e30 and 1e30, not {brief(value)}.")
     return float(value)
 
 

@@ -102,7 +102,7 @@ class Recipe:
     def from_yaml(cls, text: str, where: str = "the recipe") -> "Recipe":
         """The recipe in a YAML text; `where` is what errors call it."""
         try:
-            data = yaml.safe_load(text)
+            data = yaml.load(text, Loader=_Once)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}," if mark else ""
@@ -165,6 +165,21 @@ class Recipe:
     def to_yaml(self) -> str:
         """The same recipe as a YAML file."""
         return yaml.dump(self.to_dict(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: YAML's own reader would take the last one and say nothing."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {brief(key.value)} stands twice; keep one of them"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 class _Plain(yaml.SafeDumper):
