@@ -214,3 +214,16 @@ def test_a_base_that_is_listed_among_the_models_is_no_expert_where_mergekit_make
     for method, experts in {"model_stock": (one, other), "slerp": (one,), "nuslerp": (one, other)}.items():
         listed = merged(recipe_of(base, base, *experts, method=method), tmp_path / f"{method}-listed")
         assert listed.sha256 == merged(recipe_of(base, *experts, method=method), tmp_path / method).sha256
+
+
+@pytest.mark.parametrize(
+    "lack", [torch.OutOfMemoryError("cuda"), RuntimeError("can't allocate memory: 9 bytes")], ids=str
+)
+def test_a_tensor_that_the_memory_has_no_room_for_is_named_and_nothing_is_left(trio, tmp_path, monkeypatch, lack):
+    def refused(self, layer, *merged, **settings):
+        raise lack
+
+    monkeypatch.setattr(type(METHODS["linear"]), "__call__", refused)
+    with pytest.raises(MergeError, match=r"no memory left to merge '.+' \(.+\) by Average. Use fewer '--workers'"):
+        merged(recipe_of(*trio, method="linear"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ from mergelab.errors import MergeError
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-@merge_method("Average", paper="2203.05482", entrywise="always")
+@merge_method("Average", paper="2203.05482", entrywise="always", memory=2)
 def linear(
     layer: Layer,
     *,

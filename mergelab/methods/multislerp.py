@@ -10,7 +10,7 @@ from mergelab.method import Layer, Merged, Switch, merge_method
 from mergelab.methods.nuslerp import FromZero
 
 
-@merge_method("Multi-SLERP", paper="2403.13257", base_apart=True)
+@merge_method("Multi-SLERP", paper="2403.13257", base_apart=True, memory=3)
 def multislerp(
     layer: Layer,
     *,
