@@ -130,7 +130,8 @@ def test_the_number_of_workers_is_checked():
 @pytest.mark.parametrize(("free", "fit"), [(0, 4), (10**12, 4), (6_000, 2), (1, 1)])
 def test_as_many_workers_merge_as_the_free_memory_has_room_for(trio, tmp_path, monkeypatch, free, fit):
     work = plan(recipe_of(*trio, method="star"))
-    assert max(parts.held(work, name) for name in work.names) == 4 * 66 * 3 * 3  # the embedding, two experts, as much again twice
+    most = 4 * 66 * 3 * 3  # the embedding of the base and of two experts, and as much again twice
+    assert max(parts.held(work, name) for name in work.names) == most
     monkeypatch.setattr(walk, "available", lambda: free)
     monkeypatch.setattr(walk, "workers_for", lambda device, asked: asked or 4)
     found, why = walk.workers_fitting(work, "cpu", None)
