@@ -177,7 +177,7 @@ def coordinates(matrix: Delta, factors: Factors, rank: int, known: Tensor | None
     known: these coordinates for another rank, to take over what both have. Some rows are computed at a time, always the
     same ones together, so that no bit depends on what was known.
     """
-    given, step = matrix if factors.left else matrix.T, max(16, len(factors.vectors) // 32)
+    given, step = matrix if factors.left else matrix.T, max(16, len(factors.vectors) // 16)
     whole = 0 if known is None else min(len(known), rank) // step * step
     bases = [factors.vectors[:, start : min(start + step, rank)] for start in range(whole, max(rank, 1), step)]
     fresh = [projected(basis.contiguous(), given) for basis in bases]
