@@ -172,8 +172,11 @@ def against_mergekit(bench: Bench, pairs: int) -> None:
         return
     models = bench.models("bfloat16", "full")
     for method in ("ties", "linear"):
-        theirs, ours = in_turn(pairs, partial(bench.theirs, method, models), partial(bench.ours, method, models, 1))
-        row(f"{method}, bfloat16, 1 core each", median(theirs), median(ours), ratio(theirs, ours))
+        for cores in (1, 2):
+            job = (method, models, cores)
+            theirs, ours = in_turn(pairs, partial(bench.theirs, *job), partial(bench.ours, *job))
+            name = f"{method}, bfloat16, {cores} core{'s' * (cores > 1)} each"
+            row(name, median(theirs), median(ours), ratio(theirs, ours))
     theirs, ours = in_turn(pairs, partial(bench.theirs, "ties", models, 2), partial(bench.ours, "star", models, 2))
     row("our exact STAR against its TIES, 2 cores each", median(theirs), median(ours), ratio(theirs, ours))
 

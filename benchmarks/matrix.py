@@ -19,11 +19,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import mergelab  # noqa: F401 (its methods)
+from mergelab import METHODS
 from mergelab.maths.selection import kth_largest
 from mergelab.maths.spectral import LowRank
 from mergelab.merging.memory import reused
-from mergelab.method import METHODS, Layer
+from mergelab.method import Layer
 
 Way = Callable[[], Tensor]
 TURN = 0.05  # seconds

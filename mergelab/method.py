@@ -180,6 +180,7 @@ class MergeMethod:
     refusal: Callable[..., str] | None = None  # why it cannot merge with such weights; "" if it can
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
+    memory: float = 4  # matrices of float32 that it holds at most, for the base and for each delta, beside these
     idle: tuple[str, ...] = ("int8_mask",)  # settings of mergekit's recipes that change no number here, nor there
 
     @property
@@ -256,6 +257,7 @@ def merge_method(
     entrywise: str = "never",
     survey: Callable[..., Any] | None = None,
     refusal: Callable[..., str] | None = None,
+    memory: float = 4,
     idle: tuple[str, ...] = (),
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
@@ -263,12 +265,13 @@ def merge_method(
     entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
     deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
     merged in parts. survey: (Whole, the settings) -> what is then `seen`. refusal: (the weights of the experts, the
-    settings) -> why they cannot be merged, "" if they can. idle: what mergekit's recipes may set for it without any
-    effect, beside `int8_mask`, which says how mergekit holds its masks.
+    settings) -> why they cannot be merged, "" if they can. memory: how many float32 matrices of the layer's shape it
+    holds at most, for the base and for each delta, beside those. idle: what mergekit's recipes may set for it without
+    any effect, beside `int8_mask`, which says how mergekit holds its masks.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
-        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey}
+        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey, "memory": memory}
         traits["refusal"] = refusal
         traits["idle"] = ("int8_mask", *idle)
         settings = _settings(function)

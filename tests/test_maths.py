@@ -79,6 +79,18 @@ def test_a_product_of_thin_factors_has_the_spectrum_of_its_entries(rank):
         assert torch.allclose(truncated(thin, found, kept), truncated(thin.dense(), wanted, kept))
 
 
+@pytest.mark.parametrize(("apart", "road"), [(1, "Cholesky"), (1e-5, "QR"), (0, "QR")])
+def test_thin_factors_whose_columns_are_nearly_dependent_have_orthonormal_vectors_all_the_same(apart, road):
+    left = noise(80, 4, seed=1)
+    left[:, 3] = left[:, 0] + apart * left[:, 3]
+    thin = LowRank(left, noise(4, 90, seed=2))
+    found = spectral.factors(thin)
+    exact = torch.linalg.svdvals(thin.dense())[: len(found.values)]
+    assert found.road.startswith(road) and len(found.values) == (4 if apart else 3)
+    assert torch.allclose(found.values, exact, rtol=1e-6, atol=1e-8 * float(exact[0]))
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(len(exact)).double(), atol=1e-9)
+
+
 @each_matrix
 def test_keeping_every_direction_gives_the_matrix_back(matrix):
     found = spectral.factors(matrix)

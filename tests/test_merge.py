@@ -151,7 +151,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(trio, tmp_path, monkeyp
     before, write, done = leftovers(tmp_path), ShardWriter._write, []
 
     def full(self, *data):
-        if len(done) == writes:
+        if len(done) >= writes:  # two threads may step over the number
             raise OSError(errno.ENOSPC, "No space left on device")
         done.append(write(self, *data))
 
@@ -276,3 +276,16 @@ def test_a_tensor_that_holds_floats_in_an_expert_alone_is_copied_and_said(trio, 
     assert report.skipped["a.weight"] == said and torch.equal(
         weights(tmp_path / "out")["a.weight"], weights(base)["a.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    "lack", [torch.OutOfMemoryError("cuda"), RuntimeError("can't allocate memory: 9 bytes")], ids=str
+)
+def test_a_tensor_that_the_memory_has_no_room_for_is_named_and_nothing_is_left(trio, tmp_path, monkeypatch, lack):
+    def refused(self, layer, *merged, **settings):
+        raise lack
+
+    monkeypatch.setattr(type(METHODS["linear"]), "__call__", refused)
+    with pytest.raises(MergeError, match=r"no memory left to merge '.+' \(.+\) by Average. Use fewer '--workers'"):
+        merged(recipe_of(*trio, method="linear"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """What every merge method promises. A new file in mergelab/methods is tested here without a line of its own."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -329,3 +330,17 @@ def test_an_entrywise_method_merges_a_tensor_part_by_part_to_the_same_bytes_and_
     counts = {name: sum(merged.counts[name] for merged in made) for name in at_once.counts}
     assert shares(counts) == at_once.facts
     assert not any(merged.curves or merged.facts.keys() - merged.counts.keys() for merged in made)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(256, 512), (512, 256), (16, 2048)], ids=str)
+def test_a_method_holds_no_more_memory_than_it_says_and_not_much_less(method, shape):
+    count = count_for(method)
+    base, *deltas = (noise(*shape, seed=i, dtype=torch.float32) for i in range(count + 1))
+    given = replace(layer_of(deltas, WEIGHTS[:count]), base=base, decompose=True)
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        method(given, **method.starting())
+    changes = [event.nbytes() for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    most = max(itertools.accumulate(changes)) / (4 * base.numel() * (count + 1))  # torch's own: LAPACK's comes on top
+    assert most <= method.memory + 0.01  # a few single numbers
+    assert shape == (16, 2048) or most >= method.memory / 4

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,10 @@ def harmed(path, harm, tmp_path):
     elif harm == "altered":
         data[-5] ^= 1
         path.write_bytes(bytes(data))
+    elif harm in ("left", "road"):  # a bit of what is said of the tensors
+        at = whole.index(f'"{harm}":"'.encode()) + len(harm) + 4
+        data[at] ^= 1
+        path.write_bytes(bytes(data))
     elif harm == "foreign":
         other = Store(tmp_path / "foreign", 0, 1 << 30)
         other.factors(noise(100, 130, seed=5, dtype=torch.float32), quarter)
@@ -95,7 +100,7 @@ def harmed(path, harm, tmp_path):
         path.mkdir()
 
 
-@pytest.mark.parametrize("harm", ["torn", "empty", "altered", "foreign", "other tensors", "a folder"])
+@pytest.mark.parametrize("harm", ["torn", "empty", "altered", "left", "road", "foreign", "other tensors", "a folder"])
 def test_an_entry_that_is_off_in_any_way_is_computed_anew(tmp_path, harm):
     made, _ = a_store(tmp_path).factors(MATRIX, quarter)
     (path,) = entries(tmp_path)
@@ -146,6 +151,23 @@ def test_bounds_that_are_no_numbers_are_refused(monkeypatch):
     monkeypatch.setenv("MERGELAB_STORE_MB", "many")
     with pytest.raises(MergeError, match="MERGELAB_STORE_MB must be a whole number of megabytes, not 'many'"):
         shared_store()
+
+
+def test_a_user_without_a_home_is_told_that_nothing_is_kept_on_disk(monkeypatch):
+    monkeypatch.setenv("MERGELAB_CACHE", "~nobody-of-this-name/factors")
+    fresh = store.shared_store.__wrapped__()
+    assert fresh.folder is None and "set MERGELAB_CACHE to a folder" in fresh.troubles[0]
+    assert fresh.factors(MATRIX, quarter) and fresh.factors(MATRIX, quarter)[1], "it is kept in memory all the same"
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed_when_it_is_old(tmp_path):
+    for name, age in (("old", 2 * store.ABANDONED), ("new", 0)):
+        path = tmp_path / "factors/ab" / f"{name}.fresh"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, times=(time.time() - age,) * 2)
+    a_store(tmp_path).factors(MATRIX, quarter)
+    assert [path.stem for path in tmp_path.rglob("*.fresh")] == ["new"]
 
 
 def test_nothing_is_kept_on_disk_if_the_cache_is_off(monkeypatch):

@@ -45,7 +45,7 @@ def row_gram(matrices: Sequence[Tensor]) -> Tensor:
     """Σ M Mᵀ, (rows, rows) float64; only the upper triangle is sure to be filled."""
     rows = len(matrices[0])
     gram = torch.zeros(rows, rows, dtype=torch.float64, device=matrices[0].device)
-    fast = gram.device.type == "cpu" and lapack.available()
+    fast = rows > SMALL and gram.device.type == "cpu" and lapack.available()
     for matrix in matrices:
         for part in matrix.split(max(1, CHUNK // max(rows, 1)), 1):
             _add_gram(gram, part.double(), fast)

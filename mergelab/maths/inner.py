@@ -6,13 +6,14 @@ tenth of the price of float64 throughout. Where squares leave float32's range, a
 
 import math
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
 from mergelab.maths.spectral import Delta, LowRank
 
-_PIECE = 1 << 16  # numbers summed at a time: several experts' pieces fit into a core's cache
+_PIECE = 1 << 17  # numbers summed at a time: few enough for float32, and for a core's cache
 _TINY = 1e-24  # a sum of squares above this loses nothing that counts to squares that float32 cannot hold
 
 
@@ -41,6 +42,8 @@ def inner_products(deltas: Sequence[Delta]) -> Tensor:
 
     Two low-rank deltas: ⟨BA, DC⟩ = ⟨BᵀD, ACᵀ⟩; a low-rank and a dense one: ⟨BA, Δ⟩ = ⟨A, BᵀΔ⟩.
     """
+    if all(isinstance(delta, Tensor) and not is_unmoved(delta) for delta in deltas):
+        return _dense_products(list(deltas))
     gram = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
     whole = [i for i, delta in enumerate(deltas) if isinstance(delta, Tensor) and not is_unmoved(delta)]
     if whole:
@@ -74,12 +77,24 @@ def _dense_products(tensors: list[Tensor]) -> Tensor:
 
 
 def _by_pieces(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
+    if flat[0].device.type == "cpu":
+        return _dot_by_dot(flat, dtype)
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
-    step = _PIECE if total.device.type == "cpu" else _PIECE << 6
-    for parts in zip(*[tensor.split(step) for tensor in flat]):
-        piece = (torch.stack(parts) if len(parts) > 1 else parts[0][None]).to(dtype)  # (expert, piece)
+    for parts in zip(*[tensor.split(_PIECE << 5) for tensor in flat]):
+        piece = torch.stack(parts).to(dtype)  # (expert, piece)
         total += piece @ piece.T
     return total
+
+
+def _dot_by_dot(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Two pieces at a time as they lie: on the CPU, where one product of all would cost a copy and as much again."""
+    count = len(flat)
+    rows = [[0.0] * count for _ in flat]
+    for parts in zip(*[tensor.split(_PIECE) for tensor in flat]):
+        parts = [part.to(dtype) for part in parts]
+        for i, j in combinations_with_replacement(range(count), 2):
+            rows[j][i] = rows[i][j] = rows[i][j] + float(torch.dot(parts[i], parts[j]))
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _with_thin(thin: LowRank, other: Delta) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mergelab.maths.gram import left_factors
 
 STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
+APART = 1e-3  # columns with as much of their own are orthonormal to 1e-10 when their Cholesky factor is taken out
 NOISE = 1e-7  # singular values below this share of the largest are rounding, not signal
 
 
@@ -96,12 +97,25 @@ def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None) -> Fa
     """
     out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
     if all(isinstance(matrix, LowRank) for matrix in matrices) and sum(m.left.shape[1] for m in matrices) < out:
-        q, r = torch.linalg.qr(torch.cat([m.left for m in matrices], 1).double())  # (out, k), (k, Σ r_i)
+        r, turned, road = _triangle(torch.cat([m.left for m in matrices], 1).double())  # (k, Σ r_i)
         parts = r.split([m.left.shape[1] for m in matrices], 1)
         inside = joint_factors([part @ m.right.double() for part, m in zip(parts, matrices)], wanted)
-        return replace(inside, vectors=q @ inside.vectors, road=f"QR, {inside.road}")
+        return replace(inside, vectors=turned(inside.vectors), road=f"{road}, {inside.road}")
     whole = [dense(matrix) for matrix in matrices]
     return _side_by_side(whole, wanted) if out <= columns else _one_above_the_other(torch.cat(whole, 1), wanted)
+
+
+def _triangle(tall: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], str]:
+    """R of M = Q R, y -> Q y, and the road: by MᵀM, at half the price, where no column is nearly a sum of others.
+
+    tall: M, (rows, k) float64. R: (k, k); y: (k, some).
+    """
+    r, failed = torch.linalg.cholesky_ex(tall.T @ tall, upper=True)
+    own = r.diagonal()  # what of each column the ones before it do not hold
+    if not failed and own.min() > APART * own.max():
+        return r, lambda y: tall @ torch.linalg.solve_triangular(r, y, upper=True), "Cholesky"
+    q, r = torch.linalg.qr(tall)
+    return r, lambda y: q @ y, "QR"
 
 
 def _side_by_side(matrices: Sequence[Tensor], wanted: Wanted | None) -> Factors:
@@ -163,7 +177,7 @@ def coordinates(matrix: Delta, factors: Factors, rank: int, known: Tensor | None
     known: these coordinates for another rank, to take over what both have. Some rows are computed at a time, always the
     same ones together, so that no bit depends on what was known.
     """
-    given, step = matrix if factors.left else matrix.T, max(16, len(factors.vectors) // 32)
+    given, step = matrix if factors.left else matrix.T, max(16, len(factors.vectors) // 16)
     whole = 0 if known is None else min(len(known), rank) // step * step
     bases = [factors.vectors[:, start : min(start + step, rank)] for start in range(whole, max(rank, 1), step)]
     fresh = [projected(basis.contiguous(), given) for basis in bases]

@@ -30,6 +30,12 @@ def reused() -> Iterator[None]:
         library.malloc_trim(0)
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that no memory was to be had, of the processor or of an accelerator."""
+    kind = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return kind or "allocate memory" in str(error)  # as torch says of the processor's
+
+
 def peak_mb() -> float:
     """The most memory that this process has held; 0 where the system does not say (Windows)."""
     try:

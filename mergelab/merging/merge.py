@@ -25,7 +25,7 @@ from mergelab.merging.diagnosis import diagnosis, remarks
 from mergelab.merging.inputs import input_files, inputs
 from mergelab.merging.journal import fingerprint
 from mergelab.merging.measure import Measures
-from mergelab.merging.memory import peak_mb
+from mergelab.merging.memory import is_lack_of_memory, peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
@@ -158,8 +158,15 @@ def merged_layer(plan: Plan, layer: Layer) -> Merged:
         merged = plan.method(layer, **plan.settings_at(layer.name))
         for step, settings in plan.steps:
             merged = step(layer, merged, **settings)
-    except torch.OutOfMemoryError:
-        raise MergeError(f"The device has no memory left for '{layer.name}'. Use '--device cpu'.") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        where = "'--device cpu', or fewer '--workers'" if layer.base.device.type != "cpu" else "fewer '--workers'"
+        shape = "×".join(map(str, layer.base.shape))
+        raise MergeError(
+            f"There is no memory left to merge '{layer.name}' ({shape}) by {plan.method.title}. Use {where}, a smaller "
+            "model, or a method that needs less (`mergelab check` says how much)."
+        ) from None
     if not finite(merged.delta):
         raise MergeError(f"The merged '{layer.name}' exceeds the range of floating-point numbers: use smaller weights.")
     return merged

@@ -12,8 +12,9 @@ MERGELAB_STORE_MB: the bound of what is kept in memory (512).
 import hashlib
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -32,9 +33,10 @@ from mergelab.maths.inner import is_unmoved
 from mergelab.maths.spectral import Delta, Factors, Wanted
 from mergelab.method import Layer
 
-VERSION = "2"  # raise it when the same delta gets other factors than before
+VERSION = "3"  # raise it when the same delta gets other factors than before
 AMOUNTS = ("none", "quarter", "all")  # how many vectors are computed: fewer cost less, and most merges need a quarter
 Origin = Hashable | None  # a tensor's name, its files' numbers and dates: no delta changes without it
+ABANDONED = 3600  # seconds after which a file that is being written is taken for one that a killed process left
 SMALL = 96  # a matrix with a side this short is factorised faster than a file is read
 
 
@@ -133,7 +135,7 @@ class Store:
             with safe_open(self._path(key), framework="pt") as file:
                 about = file.metadata() or {}
                 values, vectors = file.get_tensor("values").clone(), file.get_tensor("vectors").clone()
-            if about.get("key") != key or about.get("sha256") != _digest(values, vectors):
+            if about.get("key") != key or about.get("sha256") != _digest(about, values, vectors):
                 return None
             with suppress(OSError):  # the folder may be read-only
                 os.utime(self._path(key))  # it was of use just now
@@ -149,7 +151,7 @@ class Store:
     def _write(self, key: str, made: Factors) -> None:
         made = _on(torch.empty(0), made)
         about = {"key": key, "left": "yes" if made.left else "no", "road": made.road}
-        about["sha256"] = _digest(made.values, made.vectors)
+        about["sha256"] = _digest(about, made.values, made.vectors)
         path = self._path(key)
         fresh = path.with_name(f"{uuid4().hex}.fresh")
         try:
@@ -171,6 +173,7 @@ class Store:
         """Count what is to be added, and drop the entries that are unused for longest if the bound is passed."""
         with self._lock:
             if self._disk_bytes is None or self._disk_bytes + size > self.disk:
+                _remove_abandoned(self.folder)
                 kept = sorted((stat.st_mtime, stat.st_size, path) for path, stat in _files(self.folder))
                 self._disk_bytes = sum(size for _, size, _ in kept)
                 for _, old, path in kept:
@@ -219,9 +222,17 @@ class Lookups:
 @cache
 def shared_store() -> Store:
     """The store of this process, as the environment bounds it."""
-    place = os.environ.get("MERGELAB_CACHE", "")
-    folder = None if place.lower() == "off" else Path(place or "~/.cache/mergelab/factors").expanduser()
-    return Store(folder, _megabytes("MERGELAB_STORE_MB", 512), _megabytes("MERGELAB_CACHE_MB", 2048))
+    place, homeless = os.environ.get("MERGELAB_CACHE", ""), ()
+    try:
+        folder = None if place.lower() == "off" else Path(place or "~/.cache/mergelab/factors").expanduser()
+    except RuntimeError as error:  # a user without a home, as containers have them
+        folder, homeless = (
+            None,
+            (f"Factors are not kept on disk ({error}): set MERGELAB_CACHE to a folder, or 'off'.",),
+        )
+    store = Store(folder, _megabytes("MERGELAB_STORE_MB", 512), _megabytes("MERGELAB_CACHE_MB", 2048))
+    store.troubles = homeless
+    return store
 
 
 def _megabytes(name: str, default: int) -> int:
@@ -273,11 +284,21 @@ def _size(factors: Factors) -> int:
     return sum(part.numel() * part.element_size() for part in (factors.values, factors.vectors))
 
 
-def _digest(*parts: Tensor) -> str:
-    digest = hashlib.sha256()
+def _digest(about: Mapping[str, str], *parts: Tensor) -> str:
+    """The hash of all that an entry says: what it is, and the shapes and numbers of its tensors."""
+    said = [about.get(key) for key in ("key", "left", "road")]
+    digest = hashlib.sha256(repr([*said, *(tuple(part.shape) for part in parts)]).encode())
     for part in parts:
         digest.update(part.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for path in folder.glob("??/*.fresh"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:

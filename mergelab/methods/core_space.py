@@ -16,7 +16,7 @@ from mergelab.methods.tsv_m import tsv_m
 INNER = {method.name: method for method in (ties, linear, task_arithmetic, tsv_m, iso_c)}
 
 
-@merge_method("Core space", paper="2509.17786")
+@merge_method("Core space", paper="2509.17786", memory=11)
 def core_space(
     layer: Layer,
     *,

@@ -9,7 +9,7 @@ from mergelab.method import Knob, Layer, Merged, merge_method
 Scale = Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)]
 
 
-@merge_method("Iso-C", paper="2502.04959", entrywise="tables")
+@merge_method("Iso-C", paper="2502.04959", entrywise="tables", memory=3)
 def iso_c(layer: Layer, *, lambda_: Scale = 1.0) -> Merged:
     """Add all deltas, and make all singular values of the sum equal.
 
@@ -28,7 +28,7 @@ def iso_c(layer: Layer, *, lambda_: Scale = 1.0) -> Merged:
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": joint.values})
 
 
-@merge_method("Iso-CTS", paper="2502.04959", entrywise="tables")
+@merge_method("Iso-CTS", paper="2502.04959", entrywise="tables", memory=9)
 def iso_cts(
     layer: Layer,
     *,

@@ -14,7 +14,7 @@ from mergelab.method import Knob, Layer, Merged, merge_method
 Scale = Annotated[float, Knob(0, 3, "scale of the merged delta", step=0.05)]
 
 
-@merge_method("KnOTS, TIES", paper="2410.19735", fewest=2)
+@merge_method("KnOTS, TIES", paper="2410.19735", fewest=2, memory=13)
 def knots_ties(
     layer: Layer,
     *,
@@ -32,7 +32,7 @@ def knots_ties(
     return _merged(layer, lambda expert, part: trimmed(part, max(1, int(density * part.numel()))), lambda_)
 
 
-@merge_method("KnOTS, DARE", paper="2410.19735", fewest=2)
+@merge_method("KnOTS, DARE", paper="2410.19735", fewest=2, memory=13)
 def knots_dare(
     layer: Layer,
     *,

@@ -13,7 +13,7 @@ def _no_average(weights: Sequence[float], normalize: bool) -> str:
     return "The weights of an average add up to 0. Change a weight, or set 'normalize: false'."
 
 
-@merge_method("Average", paper="2203.05482", entrywise="always", refusal=_no_average)
+@merge_method("Average", paper="2203.05482", entrywise="always", memory=2, refusal=_no_average)
 def linear(
     layer: Layer,
     *,

@@ -6,7 +6,7 @@ from mergelab.maths.sphere import lengths
 from mergelab.method import Layer, Merged, merge_method
 
 
-@merge_method("MetaGPT", paper="2406.11385")
+@merge_method("MetaGPT", paper="2406.11385", memory=2)
 def metagpt(layer: Layer) -> Merged:
     """Add all deltas, each scaled by its share of the squared lengths: nothing to tune.
 

@@ -11,7 +11,7 @@ from mergelab.method import Knob, Layer, Merged, merge_method
 OUTLIERS = 1e-4  # share of the largest and of the smallest magnitudes that are drawn in
 
 
-@merge_method("PCB", paper="2410.02396")
+@merge_method("PCB", paper="2410.02396", memory=11)
 def pcb(
     layer: Layer,
     *,

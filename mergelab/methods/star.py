@@ -6,7 +6,7 @@ from mergelab.maths.spectral import Factors, effective_rank, rank_keeping, total
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("STAR", paper="2502.10339", entrywise="tables")
+@merge_method("STAR", paper="2502.10339", entrywise="tables", memory=2)
 def star(
     layer: Layer,
     *,

@@ -5,14 +5,14 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mergelab.maths.spectral import LowRank
+from mergelab.maths.spectral import LowRank, dense
 from mergelab.maths.subspace import coordinates, transposed
 from mergelab.method import Choice, Knob, Layer, Merged, merge_method
 
 LEAST = 1e-8  # eigenvalues of C (its trace is T) are taken to be at least this
 
 
-@merge_method("SWUDI", paper="2606.07289", entrywise="tables")
+@merge_method("SWUDI", paper="2606.07289", entrywise="tables", memory=10)
 def swudi(
     layer: Layer,
     *,
@@ -60,9 +60,13 @@ def _normal_equation(parts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_rows(layer: Layer) -> tuple[Tensor | None, Tensor]:
-    """The moving deltas (expert, out, k) in a basis of inputs (in, k): the experts' own if all are thin, else none."""
+    """The moving deltas (expert, out, k) in a basis of inputs (in, k): the experts' own if few span it, else none."""
     deltas = [layer.deltas[i] for i in layer.moving]
     if all(isinstance(delta, LowRank) for delta in deltas):
         basis, _, rows = coordinates([transposed(delta) for delta in deltas])
         return basis, rows.mT
-    return None, layer.dense[list(layer.moving)].double()
+    whole = torch.stack([dense(delta).double() for delta in deltas])  # (expert, out, in)
+    if len(whole) * whole.shape[1] >= whole.shape[2]:
+        return None, whole
+    frame = torch.linalg.qr(whole.flatten(0, 1).T).Q  # all rows of all experts span less than there are inputs
+    return frame, whole @ frame

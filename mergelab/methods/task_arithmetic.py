@@ -6,7 +6,7 @@ from mergelab.maths.signs import NO_MASS
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("Task arithmetic", paper="2212.04089", entrywise="always", idle=("density", "rescale"))
+@merge_method("Task arithmetic", paper="2212.04089", entrywise="always", idle=("density", "rescale"), memory=2)
 def task_arithmetic(
     layer: Layer,
     *,

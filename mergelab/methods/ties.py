@@ -27,7 +27,7 @@ def trims(
     return thresholds, gains_of(walk, thresholds) if rescale else [1.0] * whole.experts
 
 
-@merge_method("TIES", paper="2306.01708", fewest=2, entrywise="always", survey=trims)
+@merge_method("TIES", paper="2306.01708", fewest=2, entrywise="always", survey=trims, memory=5)
 def ties(
     layer: Layer,
     *,

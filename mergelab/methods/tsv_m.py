@@ -10,7 +10,7 @@ from mergelab.maths.subspace import Triplets, joined, orthogonal, triplets
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("TSV-M", paper="2412.00081", entrywise="tables")
+@merge_method("TSV-M", paper="2412.00081", entrywise="tables", memory=7)
 def tsv_m(
     layer: Layer,
     *,

@@ -29,7 +29,7 @@ def rows_at_a_time(shape: tuple[int, ...]) -> int:
 
 
 def held(plan: Plan, name: str) -> int:
-    """The bytes that are held while a tensor is merged, about: the base, every delta, as much again made of them."""
+    """The bytes that are held while a tensor is merged, about: base and deltas, and what the method makes of them."""
     shape = plan.base.entries[name].shape
     entries = prod(shape) if parts(plan, name) == [None] else rows_at_a_time(shape) * prod(shape[1:])
-    return 4 * entries * (2 * len(plan.experts) + 3)
+    return round(4 * entries * (len(plan.experts) + 1) * (1 + plan.method.memory))
