@@ -30,9 +30,9 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
-    """MergeError if a file is not what it was when it was stamped."""
+    """MergeError if a file is not what it was when it was stamped. Other rights or links to it are no change."""
     for path, stamp in stamps.items():
-        if stamp_of(path) != stamp:
+        if stamp_of(path)._replace(put=stamp.put) != stamp:
             raise MergeError(f"'{path}' was changed while it was merged, so nothing was written. Merge again.")
 
 
