@@ -10,6 +10,8 @@ from making import put_in_place
 from mergelab import MergeError
 from mergelab.files import digests
 
+EXECUTABLE = sys.executable
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -53,10 +55,16 @@ def test_a_fault_is_not_remembered(file, monkeypatch):
     assert digests.sha256_of(file) == hashlib.sha256(b"one").hexdigest()
 
 
-def test_a_long_file_is_hashed_in_chunks(file, monkeypatch):
-    monkeypatch.setattr(digests, "CHUNK", 4)
+@pytest.mark.parametrize("python", [sys.executable, "", "/bin/false"], ids=["a process", "none", "one that fails"])
+def test_a_large_file_is_hashed_in_a_process_of_its_own_or_else_here(file, monkeypatch, python):
+    monkeypatch.setattr(digests, "LARGE", 1)
+    monkeypatch.setattr(digests.sha256, "CHUNK", 4)
+    monkeypatch.setattr(digests.sys, "executable", python)
+    here, digest_of = [], digests.sha256.digest_of
+    monkeypatch.setattr(digests.sha256, "digest_of", lambda path: here.append(path) or digest_of(path))
     file.write_bytes(b"0123456789")
     assert digests.sha256_of(file) == hashlib.sha256(b"0123456789").hexdigest()
+    assert here == [str(file)] * (python != EXECUTABLE)
 
 
 def test_the_command_line_finds_the_weights_that_a_recipe_names_before_torch_is_there(trio, tmp_path):

@@ -1,11 +1,12 @@
 """The sha256 of files, found once in a process, and beside what else is done. Needs nothing but Python.
 
-A file is the same as long as its stamp (stamp.py) is. What is to be found beside goes file by file on one
-thread, for which nobody waits when the process ends.
+A file is the same as long as its stamp (stamp.py) is. What is to be found beside goes file by file on one thread, for
+which nobody waits when the process ends; large files each in a process of its own, which waits for no thread's turn.
 """
 
-import hashlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
+from mergelab.files import sha256
 from mergelab.files.stamp import Stamp, stamp_of, unreadable
 
-CHUNK = 1 << 23  # bytes at a time: little memory, and few moments at which other threads have to let this one on
+LARGE = 1 << 26  # bytes: hashing as much takes longer than starting a process for it
 MOST = 4096  # files that are remembered
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _jobs: dict[Stamp, Future] = {}  # a file -> its digest, found or to be found
@@ -77,11 +79,12 @@ def _find(path: Path, job: Future) -> None:
 
 
 def _digest(path: Path) -> str:
-    digest, room = hashlib.sha256(), memoryview(bytearray(CHUNK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(room):
-            digest.update(room[:count])
-    return digest.hexdigest()
+    if path.stat().st_size >= LARGE and sys.executable:
+        command = [sys.executable, "-I", "-S", sha256.__file__, str(path)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return sha256.digest_of(str(path))
 
 
 @cache
