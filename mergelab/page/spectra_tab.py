@@ -122,7 +122,12 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         count = f"{counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}"
         said = f"{count} analysed in {report.seconds:.1f} s." if report.seconds else f"{count}, analysed in advance."
         words = {form.status: saying(" ".join([said, *report.notes]), "good")}
-        yield words | pictures(report, data[facts], data[modules])
+        yield words | pictures(report, kept_fact(report, data), data[modules])
+
+    def kept_fact(report: Report, data: dict) -> str:
+        """The fact that is shown, while only settings change; another method begins with its own first one."""
+        before = lab.analyses[data[shown]].recipe if data[shown] in lab.analyses else {}
+        return data[facts] if before.get("merge_method") == report.recipe["merge_method"] else ""
 
     def pictures(report: Report, fact: str, module: str | None) -> dict[Any, Any]:
         fact = fact if fact in report.facts else report.facts[0]
