@@ -16,7 +16,7 @@ from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
-from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
 from mergelab.plots import spectra as plots
 
 LOOK = (
@@ -47,11 +47,11 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     draw_push(lab, merged, form.status)
-    draw_report(lab, merged, form.status)
+    draw_report(lab, merged)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
-    with gr.Accordion("Report: a row per module and expert", open=False):
-        table = gr.Dataframe(label="Facts of the merge", interactive=False, max_height=420)
+    with gr.Accordion("Report: a row per module and expert", open=False) as report:
+        table = gr.Dataframe(label="Facts of the merge", interactive=False, max_height=420, elem_id="merged-table")
 
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
@@ -95,6 +95,11 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
             table: frame_of(run.report.table()),
         }
 
+    def rows(key: str) -> Any:
+        """The table when it is opened: one that was never drawn takes no update."""
+        return frame_of(lab.run_named(key).report.table()) if key else gr.skip()
+
+    report.expand(told(rows), merged, table, **AT_ONCE)
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
