@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -22,6 +23,8 @@ from mergelab.step import Step
 from mergelab.words import counted
 
 OPENING = "An example that was made in advance. Score makes it anew, with the recipe on the left."
+SO_FAR = "**{} so far.** Who is best is told when the board is complete."
+KEPT = "The scores that it had finished are shown."
 LOOK_TABLE = (
     "A row is a model, a column a task. **Look along a column** for the merge that does best (★), and down the rows "
     "of the merges for the task that each of them pays with. The base says what no merging at all would give."
@@ -68,13 +71,16 @@ def draw_scores_tab(lab: Lab, form: Form) -> Asked:
             yield step
             if step.made:
                 board = step.made
-                yield {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
-        yield {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
-        yield dict(zip((table, download), frame_and_file(lab, "scores", board.table())))
+                yield drawn(board) | {about: SO_FAR.format(counted(len(board.scores), "score"))}
+        yield drawn(board) | {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
+
+    def drawn(board: Board) -> dict[Any, Any]:
+        pictures = {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
+        return pictures | dict(zip((table, download), frame_and_file(lab, "scores", board.table())))
 
     outputs = [verb.status, grid, bars, about, table, download]
     given = form.inputs | asked.inputs | {methods, everyone}
-    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)])
+    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     return asked
 
 

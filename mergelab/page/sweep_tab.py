@@ -30,6 +30,7 @@ LOOK = (
     "that the exact value hardly matters. **Right:** what the knob does to the merged change. **Click a point** to "
     "make it the recipe."
 )
+KEPT = "The points that it had finished are shown."
 SCORED, ASKED, GEOMETRY = "the bundled tasks", "what the Scores tab asks", "nothing: geometry alone"
 
 
@@ -80,7 +81,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             yield step
             if step.made and step.made.points:
                 report = step.made
-                yield {curves: plots_scores.sweep_curves(report)}
+                yield {curves: plots_scores.sweep_curves(report), **found(report, len(values))}
         yield {verb.status: saying(f"{counted(len(report.points), 'point')} swept.", "good"), **found(report)}
 
     def _values(data: dict, recipe: Recipe) -> tuple[float, ...]:
@@ -91,10 +92,10 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             raise MergeError("A sweep needs a value to begin with, one to end with, and how many points.")
         return spread(float(data[lowest]), float(data[highest]), int(data[points]), known[data[knob]].step)
 
-    def found(report: SweepReport) -> dict[Any, Any]:
+    def found(report: SweepReport, total: int = 0) -> dict[Any, Any]:
         labels = _labels(report)
         return {
-            said: _said(report),
+            said: _said(report, total),
             recipes: _recipes(report),
             spot: gr.update(choices=labels, value=labels[report.best or 0]),
             **dict(zip((table, download), _numbers(lab, report))),
@@ -134,7 +135,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     filled = [*form.outputs, verb.status]
     outputs = [verb.status, recipes, curves, said, spot, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
-    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)])
+    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[asked_for], **PRIVATE)
     asked_for.then(stopped, form.status, form.status, **AT_ONCE)
@@ -145,8 +146,10 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **AT_ONCE)
 
 
-def _said(report: SweepReport) -> str:
-    return " ".join([verdict(report), *report.notes])
+def _said(report: SweepReport, total: int = 0) -> str:
+    """What a sweep shows. total: how many points it will have, if there are more to come."""
+    so_far = [f"**{len(report.points)} of {total} points.**"] if len(report.points) < total else []
+    return " ".join([*so_far, verdict(report), *report.notes])
 
 
 def _recipes(report: SweepReport) -> list[str]:

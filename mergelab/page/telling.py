@@ -73,9 +73,9 @@ def job(status: gr.HTML, verb: str) -> Callable:
     return over
 
 
-def stopped(status: str | None) -> Any:
-    """The status line after a job: one that still says 'running' was stopped."""
-    return saying("Stopped. Nothing half-made was kept.") if "ml-running" in (status or "") else gr.skip()
+def stopped(status: str | None, kept: str = "Nothing half-made was kept.") -> Any:
+    """The status line after a job: one that still says 'running' was stopped. kept: what is left of it."""
+    return saying(f"Stopped. {kept}") if "ml-running" in (status or "") else gr.skip()
 
 
 def saying(sentence: str, kind: str = "") -> str:
