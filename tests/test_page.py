@@ -164,6 +164,8 @@ def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(pa
     label = page.locator("#scores .ml-plot").get_attribute("aria-label")
     assert label.startswith("french: base") and "spanish" in label
     expect(page.locator("#history")).to_contain_text(run.sha256[:12])
+    page.get_by_role("button", name="Report: a row per module and expert").click()
+    expect(page.locator("#merged-table")).to_contain_text("model.layers.0.mlp.down_proj.weight")
     with page.expect_download() as download:
         page.click("#download")
     assert download.value.suggested_filename.endswith(".zip")
@@ -181,6 +183,12 @@ def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     page.click("#merge")
     expect(page.locator("#status progress")).to_be_visible()
     expect(page.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
+    expect(page.locator("#status")).to_be_in_viewport(ratio=1)
+    page.mouse.move(900, 600)
+    page.mouse.wheel(0, 250)
+    page.wait_for_function("scrollY > 200")
+    for part in ("#method", "#stop", "#status"):  # the recipe, its buttons and its status stay beside a long tab
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
     page.click("#stop")
     expect(page.locator("#status")).to_contain_text("Stopped")
     time.sleep(1)
@@ -220,6 +228,9 @@ def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
     expect(page.locator("#readout")).to_contain_text("joint rank")
     choose(page, "#fact", "sign conflicts")
     expect(page.locator("#readout")).to_contain_text("opposite directions")
+    choose(page, "#method", "STAR · spectral")  # the picture of η comes back with STAR, not the fact of another method
+    expect(page.locator("#readout")).to_contain_text("At η = 40 %")
+    expect(page.locator("#fact input")).to_have_value("rank kept")
 
 
 def test_a_mistake_is_told_in_one_sentence_and_nothing_is_lost(page):

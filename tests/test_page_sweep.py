@@ -114,12 +114,15 @@ def test_another_method_brings_its_own_knobs_to_the_sweep(page):
 
 def test_a_sweep_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     read = Plan.layer
-    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.3) or read(*given))
+    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.1) or read(*given))
     go(page, "Sweep")
     page.click("#sweep")
     expect(page.locator("#sweep-status progress")).to_be_visible()
+    expect(page.locator("#verdict")).to_contain_text(re.compile(r"\d of 10 points\. Best of \d point"))
     page.click("#stop-sweep")
-    expect(page.locator("#sweep-status")).to_contain_text("Stopped")
+    expect(page.locator("#sweep-status")).to_contain_text("Stopped. The points that it had finished are shown.")
+    count = page.locator("#verdict").text_content().strip()[0]  # what is drawn is what is told
+    assert page.evaluate("document.querySelector('#curves .ml-plot').data.at(-1).x.length") == int(count)
 
 
 def test_eta_is_suggested_from_the_spectra_and_set(page):
