@@ -10,6 +10,7 @@ window.mergelab = (() => {
     const text = css('--body-text-color') || '#333', line = css('--border-color-primary') || '#ddd'
     const out = {...layout, template: 'none', autosize: true, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
       font: {family: css('--font') || 'sans-serif', color: text, size: 12}, dragmode: layout.dragmode || 'zoom',
+      modebar: {bgcolor: 'rgba(0,0,0,0)', color: css('--body-text-color-subdued') || '#888', activecolor: text},
       hoverlabel: {bgcolor: css('--background-fill-primary') || '#fff', bordercolor: line, font: {color: text}}}
     for (const key of Object.keys(out).filter(key => /^[xy]axis\d*$/.test(key)))
       out[key] = {...out[key], gridcolor: line, linecolor: line, zerolinecolor: line}
@@ -65,10 +66,12 @@ window.mergelab = (() => {
       }
       Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
       const own = (follow.held || []).filter(value => value !== null).length
-      say(`At η = ${Math.round(eta)} %, STAR keeps ${least === most ? least : `${least} to ${most}`} directions of each matrix, ` +
-        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
+      const range = (low, high) => low === high ? low : `${low} to ${high}`
+      const all = range(Math.min(...follow.full), Math.max(...follow.full))
+      say(`At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
+        `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
-        (follow.suggested ? ` The spectra suggest η = ${follow.suggested}.` : ''))
+        (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },
     cuts(panel, follow, rank) {
       const line = css('--body-text-color'), shapes = []
@@ -101,8 +104,8 @@ window.mergelab = (() => {
     if (!panel.figure) { Plotly.purge(panel.host); return }
     const {data, layout} = fitted(panel, panel.figure)
     panel.narrow = panel.host.offsetWidth < 600
-    const coarse = matchMedia('(pointer: coarse)').matches
-    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
+    const tools = !matchMedia('(pointer: coarse)').matches && !(layout.xaxis && layout.xaxis.fixedrange)  // nothing to zoom
+    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: tools && 'hover',
       modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage', 'sendChartToCloud']}))
     if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
@@ -134,7 +137,7 @@ window.mergelab = (() => {
   }
 
   function setEta(value) {  // many moves in one frame are one redraw
-    if (!Number.isFinite(Number(value))) return
+    if (value === null || value === '' || !(Number(value) >= 1 && Number(value) <= 100)) return  // half typed
     eta = Number(value)
     if (pending) return
     pending = true

@@ -17,7 +17,7 @@ from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
-from mergelab.scores.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
+from mergelab.scores.knobs import EXPERTS, MOST_POINTS, knobs_of, sensible_range, spread, symbol
 from mergelab.scores.suggest import suggested_eta
 from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
@@ -45,9 +45,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         knob = gr.Dropdown(_choices(form.method.value, form.experts.value), value=first, label="Knob", elem_id="knob")
         lowest = gr.Number(low, label="From", min_width=80, elem_id="sweep-from")
         highest = gr.Number(high, label="To", min_width=80, elem_id="sweep-to")
-        points = gr.Number(
-            count, label="Points", precision=0, minimum=1, maximum=60, min_width=80, elem_id="sweep-points"
-        )
+        points = gr.Number(count, label="Points", min_width=80, elem_id="sweep-points")
         by = gr.Dropdown([SCORED, ASKED, GEOMETRY], value=SCORED, label="Score on", min_width=180, elem_id="sweep-by")
     verb = draw_verb("Sweep", "sweep", OPENING)
     curves = PlotlyPanel(plots_scores.sweep_curves(opening), label="Sweep", elem_id="curves", height=420)
@@ -88,9 +86,10 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         known = knobs_of(METHODS[recipe.method], len(recipe.experts))
         if data[knob] not in known:
             raise MergeError("This method has no such knob. Choose one of those in the list.")
-        if data[lowest] is None or data[highest] is None or not data[points]:
+        if None in (data[lowest], data[highest], data[points]):
             raise MergeError("A sweep needs a value to begin with, one to end with, and how many points.")
-        return spread(float(data[lowest]), float(data[highest]), int(data[points]), known[data[knob]].step)
+        count = how_many(data[points])
+        return spread(float(data[lowest]), float(data[highest]), count, known[data[knob]].step)
 
     def found(report: SweepReport, total: int = 0) -> dict[Any, Any]:
         labels = _labels(report)
@@ -144,6 +143,13 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
     ranges = {form.method, form.experts, knob}
     gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **AT_ONCE)
     knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **AT_ONCE)
+
+
+def how_many(points: float) -> int:
+    """How many points are asked for; MergeError if that is no number of them."""
+    if not 1 <= points <= MOST_POINTS or points != int(points):
+        raise MergeError(f"Points must be a whole number from 1 to {MOST_POINTS}, not {points:g}.")
+    return int(points)
 
 
 def _said(report: SweepReport, total: int = 0) -> str:
