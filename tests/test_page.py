@@ -113,7 +113,16 @@ def test_the_slider_moves_both_pictures_and_asks_the_server_nothing(page):
     after = cells(page)
     assert len(before) == len(after) == 28 * 4
     assert all(int(new) > int(old) for old, new in zip(before, after))
-    expect(page.locator("#readout")).to_contain_text("At η = 60 %")
+    expect(page.locator("#readout")).to_contain_text(
+        re.compile(r"At η = 60 %, STAR keeps \d+ to \d+ of 128 directions")
+    )
+    field = page.locator("#knob-star-eta input[type=number]")
+    for half_typed in ("-30", "600", ""):
+        field.fill(half_typed)
+        page.wait_for_timeout(100)
+        assert cells(page) == after
+    field.press("Tab")
+    expect(field).to_have_value("60")  # emptied: what it was, not the lowest number
     assert page.asked[asked:] == []
 
 
@@ -228,6 +237,8 @@ def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
     expect(page.locator("#readout")).to_contain_text("joint rank")
     choose(page, "#fact", "sign conflicts")
     expect(page.locator("#readout")).to_contain_text("opposite directions")
+    expect(page.locator("#look-heat")).to_contain_text("Number and colour: sign conflicts")
+    expect(page.locator("#look-lines")).not_to_contain_text("η")
     choose(page, "#method", "STAR · spectral")  # the picture of η comes back with STAR, not the fact of another method
     expect(page.locator("#readout")).to_contain_text("At η = 40 %")
     expect(page.locator("#fact input")).to_have_value("rank kept")

@@ -2,10 +2,22 @@
 
 from dataclasses import dataclass
 
+import pytest
+
+from mergelab.errors import MergeError
 from mergelab.page.history import with_run
+from mergelab.page.sweep_tab import how_many
 from mergelab.page.telling import running, stopped
 from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.step import Step
+
+
+@pytest.mark.parametrize("points", [0, 2.5, -3, 61, float("inf")])
+def test_a_number_of_points_that_is_none_is_refused_by_the_name_of_its_field(points):
+    with pytest.raises(MergeError, match=r"^Points must be a whole number from 1 to 60, not "):
+        how_many(points)
+    assert how_many(3.0) == 3
+
 
 RECIPE = Recipe("numbers/base", (Expert("numbers/french"), Expert("numbers/german")), "linear")
 
