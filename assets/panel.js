@@ -17,6 +17,8 @@ window.mergelab = (() => {
     return out
   }
 
+  const tight = rows => rows.map(row => row.map(text => text.replace(' ', '')))
+
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
@@ -29,7 +31,7 @@ window.mergelab = (() => {
     return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
       legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
       data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
-        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}} : {texttemplate: ''})})}
+        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}
   }
 
   function ranksOf(figure) {  // the table as (rows, 101) numbers, decoded once per figure

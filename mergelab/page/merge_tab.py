@@ -23,7 +23,8 @@ LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
     "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm."
 )
-NOTHING = "Nothing is merged yet. Press **Merge** on the left."
+NOTHING = "Nothing is merged yet. Press **Merge**, below the recipe."
+NOT_SCORED = "Scores are for bundled experts; ask this merge instead."
 SHOW = "() => innerWidth < 900 && document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})"
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
@@ -57,9 +58,10 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
         kept = {merged: run.folder.parent.name, **told_of(run, [], data[past])}
-        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
         scores: list[Score] = []
         total = len(own_tasks(run.recipe))
+        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
+        yield {bars: plots.empty("Scoring the merge …" if total else NOT_SCORED)}
         if total:
             yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
         for score in lab.scores(run):
@@ -73,9 +75,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            bars: drawn(scores, found)
-            if scores
-            else plots.empty("Scores are for bundled experts; ask this merge instead."),
+            bars: drawn(scores, found) if scores else plots.empty(NOT_SCORED),
             **told_of(run, scores, data[past]),
         }
 
