@@ -17,18 +17,27 @@ window.mergelab = (() => {
     return out
   }
 
+  function legible(trace, width) {  // the numbers in the cells of a heatmap no wider than these, or none
+    if (!trace.texttemplate || !trace.text || !(trace.textfont && trace.textfont.size) || !width) return trace
+    const longest = Math.max(...trace.text.flat().map(text => text.length)), cell = (width - 150) / trace.x.length
+    const size = Math.min(trace.textfont.size, Math.floor(cell / (0.8 * longest)))
+    return {...trace, ...(size < 8 ? {texttemplate: ''} : {textfont: {...trace.textfont, size}})}
+  }
+
   const tight = rows => rows.map(row => row.map(text => text.replace(' ', '')))
 
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
     panel.host.style.height = narrow && (pair || layout.meta && layout.meta.tall) ? `${layout.meta.tall || 620}px` : panel.height
-    if (!narrow || layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
+    if (layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
+    if (!narrow) return {layout, data: layout.meta && layout.meta.texts ? data : data.map(trace => legible(trace, panel.host.offsetWidth))}
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
     const texts = layout.meta && layout.meta.texts  // a table: its texts are the point
     return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
+      ...(texts ? {yaxis: {...layout.yaxis, tickfont: {size: 9}}} : {}),
       legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
       data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
         {...trace, showscale: false, ...(texts ? {textfont: {size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}

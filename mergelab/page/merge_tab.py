@@ -66,7 +66,8 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
             yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
         for score in lab.scores(run):
             scores.append(score)
-            yield {form.status: running("Merged. Scoring", Step(len(scores), total, score.task)), bars: drawn(scores)}
+            said = running("Merged. Scoring", Step(len(scores), total, score.task))
+            yield {form.status: said, bars: drawn(scores), history: kept[history]}  # again: its tab was new before
         found: list[float] = []
         for score, (expert, _) in zip(scores, own_tasks(run.recipe) if data[repaired_too] else ()):
             yield {form.status: running("Repairing and scoring", Step(len(found), total, score.task))}
