@@ -37,10 +37,14 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 
 @dataclass(frozen=True)
 class Spectra:
-    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis."""
+    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis.
+
+    drawn: the fact that the heatmap shows; empty it to have the next analysis draw the one in `facts`.
+    """
 
     facts: gr.Dropdown
     modules: gr.Dropdown
+    drawn: gr.State
     outputs: list
     pictures: Callable[[Report, str, str], dict[Any, Any]]
 
@@ -49,7 +53,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
-    shown = gr.State(Recipe.from_dict(start.recipe).hash)
+    shown, drawn = gr.State(Recipe.from_dict(start.recipe).hash), gr.State(plots.LIVE)  # the analysis, the fact of it
     with gr.Row():
         facts = gr.Dropdown(
             list(start.facts),
@@ -94,11 +98,11 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             csv, json = (str(path) for path in saved_analysis(lab, start))
             as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
             as_json = gr.DownloadButton("The whole analysis, spectra included (JSON)", value=json, size="sm")
-    heat_part, module_part = [heat, about_heat], [lines, about_lines, joint_part, joint]
+    heat_part, module_part = [heat, about_heat, drawn], [lines, about_lines, joint_part, joint]
     outputs = [form.status, shown, facts, modules, *heat_part, *module_part, table, as_csv, as_json]
 
     def heat_figure(report: Report, fact: str, eta: float) -> dict[Any, Any]:
-        return {heat: _heat(report, fact, eta), about_heat: words.look_heat(report, fact)}
+        return {heat: _heat(report, fact, eta), about_heat: words.look_heat(report, fact), drawn: fact}
 
     def module_figures(report: Report, name: str) -> dict[Any, Any]:
         has_joint = bool(report.decomposed) and "ownership" in plots.layer_named(report, name).curves
@@ -118,9 +122,13 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         yield status | pictures(report, kept_fact(report, data), data[modules])
 
     def kept_fact(report: Report, data: dict) -> str:
-        """The fact that is shown, while only settings change; another method begins with its own first one."""
+        """The fact that is drawn, while only settings change; another method begins with its first one.
+
+        One that is chosen and not drawn yet was asked for, by a lesson.
+        """
         before = lab.analyses[data[shown]].recipe if data[shown] in lab.analyses else {}
-        return data[facts] if before.get("merge_method") == report.recipe["merge_method"] else ""
+        same = before.get("merge_method") == report.recipe["merge_method"]
+        return data[facts] if same or data[facts] != data[drawn] else ""
 
     def pictures(report: Report, fact: str, module: str | None) -> dict[Any, Any]:
         fact = fact if fact in report.facts else report.facts[0]
@@ -161,13 +169,13 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     show_fact = told(lambda key, fact, eta: heat_figure(_report(lab, key), fact, eta))
     facts.input(show_fact, [shown, facts, form.eta], heat_part, trigger_mode="always_last", **AT_ONCE)
 
-    given = form.inputs | {facts, modules, shown}
+    given = form.inputs | {facts, modules, shown, drawn}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
     changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **AT_ONCE)
-    return Spectra(facts, modules, outputs, pictures)
+    return Spectra(facts, modules, drawn, outputs, pictures)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
