@@ -10,25 +10,37 @@ window.mergelab = (() => {
     const text = css('--body-text-color') || '#333', line = css('--border-color-primary') || '#ddd'
     const out = {...layout, template: 'none', autosize: true, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
       font: {family: css('--font') || 'sans-serif', color: text, size: 12}, dragmode: layout.dragmode || 'zoom',
+      modebar: {bgcolor: 'rgba(0,0,0,0)', color: css('--body-text-color-subdued') || '#888', activecolor: text},
       hoverlabel: {bgcolor: css('--background-fill-primary') || '#fff', bordercolor: line, font: {color: text}}}
     for (const key of Object.keys(out).filter(key => /^[xy]axis\d*$/.test(key)))
       out[key] = {...out[key], gridcolor: line, linecolor: line, zerolinecolor: line}
     return out
   }
 
+  function legible(trace, width) {  // the numbers in the cells of a heatmap no wider than these, or none
+    if (!trace.texttemplate || !trace.text || !(trace.textfont && trace.textfont.size) || !width) return trace
+    const longest = Math.max(...trace.text.flat().map(text => text.length)), cell = (width - 150) / trace.x.length
+    const size = Math.min(trace.textfont.size, Math.floor(cell / (0.8 * longest)))
+    return {...trace, ...(size < 8 ? {texttemplate: ''} : {textfont: {...trace.textfont, size}})}
+  }
+
+  const tight = rows => rows.map(row => row.map(text => text.replace(' ', '')))
+
   // On a phone: two plots one above the other, and a heatmap without what does not fit.
   function fitted(panel, {data, layout}) {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
     panel.host.style.height = narrow && (pair || layout.meta && layout.meta.tall) ? `${layout.meta.tall || 620}px` : panel.height
-    if (!narrow || layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
+    if (layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
+    if (!narrow) return {layout, data: layout.meta && layout.meta.texts ? data : data.map(trace => legible(trace, panel.host.offsetWidth))}
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
     const texts = layout.meta && layout.meta.texts  // a table: its texts are the point
     return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
+      ...(texts ? {yaxis: {...layout.yaxis, tickfont: {size: 9}}} : {}),
       legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
       data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
-        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}} : {texttemplate: ''})})}
+        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}
   }
 
   function ranksOf(figure) {  // the table as (rows, 101) numbers, decoded once per figure
@@ -65,10 +77,12 @@ window.mergelab = (() => {
       }
       Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
       const own = (follow.held || []).filter(value => value !== null).length
-      say(`At η = ${Math.round(eta)} %, STAR keeps ${least === most ? least : `${least} to ${most}`} directions of each matrix, ` +
-        `${Math.round(100 * share / (rows * columns))} % of them on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
+      const range = (low, high) => low === high ? low : `${low} to ${high}`
+      const all = range(Math.min(...follow.full), Math.max(...follow.full))
+      say(`At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
+        `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
-        (follow.suggested ? ` The spectra suggest η = ${follow.suggested}.` : ''))
+        (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },
     cuts(panel, follow, rank) {
       const line = css('--body-text-color'), shapes = []
@@ -101,8 +115,8 @@ window.mergelab = (() => {
     if (!panel.figure) { Plotly.purge(panel.host); return }
     const {data, layout} = fitted(panel, panel.figure)
     panel.narrow = panel.host.offsetWidth < 600
-    const coarse = matchMedia('(pointer: coarse)').matches
-    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: coarse ? false : 'hover',
+    const tools = !matchMedia('(pointer: coarse)').matches && !(layout.xaxis && layout.xaxis.fixedrange)  // nothing to zoom
+    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: tools && 'hover',
       modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage', 'sendChartToCloud']}))
     if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
@@ -134,7 +148,7 @@ window.mergelab = (() => {
   }
 
   function setEta(value) {  // many moves in one frame are one redraw
-    if (!Number.isFinite(Number(value))) return
+    if (value === null || value === '' || !(Number(value) >= 1 && Number(value) <= 100)) return  // half typed
     eta = Number(value)
     if (pending) return
     pending = true

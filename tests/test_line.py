@@ -39,6 +39,14 @@ def test_the_first_works_at_once_and_the_next_hears_how_many_are_before():
     assert (line.running, line.waiting) == (0, 0)
 
 
+def test_who_waits_for_their_own_job_alone_is_told_that_it_is_theirs():
+    line = Line()
+    mine, again, other = (line.in_turn(lambda: steps("a"), who) for who in ("me", "me", "you"))
+    next(mine)
+    assert [next(again), next(other)] == [Waiting(1, own=True), Waiting(2)]
+    assert next(again).sentence.startswith("Your other job is still running")
+
+
 def test_who_stops_while_waiting_leaves_the_line_and_nothing_of_its_work_begins():
     line, begun = Line(), []
     one = line.in_turn(lambda: steps("a"))

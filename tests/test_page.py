@@ -113,7 +113,16 @@ def test_the_slider_moves_both_pictures_and_asks_the_server_nothing(page):
     after = cells(page)
     assert len(before) == len(after) == 28 * 4
     assert all(int(new) > int(old) for old, new in zip(before, after))
-    expect(page.locator("#readout")).to_contain_text("At η = 60 %")
+    expect(page.locator("#readout")).to_contain_text(
+        re.compile(r"At η = 60 %, STAR keeps \d+ to \d+ of 128 directions")
+    )
+    field = page.locator("#knob-star-eta input[type=number]")
+    for half_typed in ("-30", "600", ""):
+        field.fill(half_typed)
+        page.wait_for_timeout(100)
+        assert cells(page) == after
+    field.press("Tab")
+    expect(field).to_have_value("60")  # emptied: what it was, not the lowest number
     assert page.asked[asked:] == []
 
 
@@ -164,12 +173,19 @@ def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(pa
     label = page.locator("#scores .ml-plot").get_attribute("aria-label")
     assert label.startswith("french: base") and "spanish" in label
     expect(page.locator("#history")).to_contain_text(run.sha256[:12])
+    page.get_by_role("button", name="Report: a row per module and expert").click()
+    expect(page.locator("#merged-table")).to_contain_text("model.layers.0.mlp.down_proj.weight")
     with page.expect_download() as download:
         page.click("#download")
     assert download.value.suggested_filename.endswith(".zip")
     page.get_by_role("tab", name="Try prompts").click()
-    page.locator("#prompt textarea, #prompt input").first.fill("english: 675 =")
+    page.locator("#bundled-prompts").get_by_text("morse: 89 =").click()
+    expect(page.locator("#ask-status")).to_contain_text("morse is not part of this merge")
+    page.locator("#bundled-prompts").get_by_text("english: 675 =").click()
+    expect(page.locator("#expert input")).to_have_value("numbers/english")
     page.click("#ask")
+    expect(page.locator("#ask-status")).to_contain_text("Right answer: six hundred and seventy-five")
+    expect(page.locator("#answer-merged")).to_contain_text("Merged: STAR · right")
     expect(page.locator("#answer-merged textarea")).to_have_value("six hundred and seventy-five")
     expect(page.locator("#which")).to_contain_text(run.sha256[:16])
 
@@ -181,6 +197,17 @@ def test_a_merge_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     page.click("#merge")
     expect(page.locator("#status progress")).to_be_visible()
     expect(page.locator("#status")).to_contain_text(re.compile(r"Merging: \d+ of 38"))
+    expect(page.locator("#status")).to_be_in_viewport(ratio=1)
+    page.get_by_role("tab", name="Try prompts").click()
+    page.click("#ask")
+    expect(page.locator("#ask-status")).to_contain_text("Your other job is still running")
+    page.click("#stop-ask")
+    page.get_by_role("tab", name="Spectra").click()
+    page.mouse.move(900, 600)
+    page.mouse.wheel(0, 250)
+    page.wait_for_function("scrollY > 200")
+    for part in ("#method", "#stop", "#status"):  # the recipe, its buttons and its status stay beside a long tab
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
     page.click("#stop")
     expect(page.locator("#status")).to_contain_text("Stopped")
     time.sleep(1)
@@ -220,6 +247,11 @@ def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
     expect(page.locator("#readout")).to_contain_text("joint rank")
     choose(page, "#fact", "sign conflicts")
     expect(page.locator("#readout")).to_contain_text("opposite directions")
+    expect(page.locator("#look-heat")).to_contain_text("Number and colour: sign conflicts")
+    expect(page.locator("#look-lines")).not_to_contain_text("η")
+    choose(page, "#method", "STAR · spectral")  # the picture of η comes back with STAR, not the fact of another method
+    expect(page.locator("#readout")).to_contain_text("At η = 40 %")
+    expect(page.locator("#fact input")).to_have_value("rank kept")
 
 
 def test_a_mistake_is_told_in_one_sentence_and_nothing_is_lost(page):

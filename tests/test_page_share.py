@@ -64,7 +64,7 @@ def test_a_recipe_of_ones_own_travels_in_a_link_and_is_analysed_but_not_merged(p
     recipe = Recipe("numbers/base", experts, "ties", {"density": 0.35}, seed=7)
     words, runs = words_of(recipe), list(lab.runs)
     opened(page, url, f"?recipe={words['recipe']}&tab=spectra")
-    expect(page.locator("#status")).to_contain_text("The link's recipe is open")
+    expect(page.locator("#status")).to_contain_text("The recipe of this address is open")
     assert experts_in(page) == ["sort", "roman"]
     expect(page.get_by_role("slider", name="density").first).to_have_value("0.35")
     page.get_by_role("button", name="Recipe as YAML").click()

@@ -54,7 +54,14 @@ def test_the_tabs_open_with_scores_and_a_sweep_that_were_made_in_advance(page):
     expect(page.locator("#board-about")).to_contain_text("Best by task: french ")
     go(page, "Sweep")
     assert drawn(page, "#curves").startswith("η 10: ")
-    expect(page.locator("#verdict")).to_contain_text("Best of 10 points")
+    expect(page.locator("#verdict")).to_contain_text("Example, made in advance. Best of 10 points")
+    expect(page.locator(".ml-other")).to_have_count(0)
+    choose(page, "#method", "Average · entries")  # what is shown is not of this recipe, and says so
+    expect(page.locator(".ml-other:visible")).to_contain_text("another recipe than the one in the form. Press Sweep")
+    expect(page.locator("#curves .ml-plot")).to_have_css("opacity", "0.35")
+    choose(page, "#method", "STAR · spectral")
+    expect(page.locator(".ml-other")).to_have_count(0)
+    expect(page.locator("#knob input")).to_have_value("η")
 
 
 def test_the_scoreboard_scores_base_experts_the_recipe_and_other_methods_and_is_taken_home(page):
@@ -114,12 +121,15 @@ def test_another_method_brings_its_own_knobs_to_the_sweep(page):
 
 def test_a_sweep_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     read = Plan.layer
-    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.3) or read(*given))
+    monkeypatch.setattr(Plan, "layer", lambda *given: time.sleep(0.1) or read(*given))
     go(page, "Sweep")
     page.click("#sweep")
     expect(page.locator("#sweep-status progress")).to_be_visible()
+    expect(page.locator("#verdict")).to_contain_text(re.compile(r"\d of 10 points\. Best of \d point"))
     page.click("#stop-sweep")
-    expect(page.locator("#sweep-status")).to_contain_text("Stopped")
+    expect(page.locator("#sweep-status")).to_contain_text("Stopped. The points that it had finished are shown.")
+    count = page.locator("#verdict").text_content().strip()[0]  # what is drawn is what is told
+    assert page.evaluate("document.querySelector('#curves .ml-plot').data.at(-1).x.length") == int(count)
 
 
 def test_eta_is_suggested_from_the_spectra_and_set(page):

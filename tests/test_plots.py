@@ -1,6 +1,7 @@
 """Every picture is a figure that plotly accepts, and shows the numbers of the report."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -51,7 +52,7 @@ def test_every_picture_of_every_method_is_valid_and_has_an_alternative_text(repo
 def test_score_bars_say_their_numbers_in_the_alternative_text():
     figure = plots.score_bars([("french", 0.3, 0.97, 0.8)])
     assert len(checked(figure).data) == 3
-    assert figure["layout"]["meta"]["alt"] == "french: base 30%, expert 97%, merged 80%"
+    assert figure["layout"]["meta"]["alt"] == "french: base 30.0%, expert 97.0%, merged 80.0%"
 
 
 def test_the_table_that_eta_indexes_in_the_browser_holds_the_ranks_that_star_keeps(reports):
@@ -70,6 +71,26 @@ def test_the_heatmap_has_a_column_per_module_and_a_row_per_expert_or_one_for_all
     assert np.shape(per_expert["z"]) == (3, 2) and per_expert["y"] == ["model-1", "model-2", "model-3"]
     joint = plots.fact_heatmap(reports["drm_h"], "joint rank", 40)["data"][0]
     assert np.shape(joint["z"]) == (1, 2)
+
+
+def test_numbers_that_are_all_but_equal_have_one_colour_and_others_the_whole_range():
+    low, high = plots._colour_range(np.array([[0.2, 0.202], [0.201, 0.2]]))
+    assert (0.202 - 0.2) / (high - low) < 0.1
+    assert plots._colour_range(np.array([[0.1, 0.9]])) == (0.1, 0.9)
+    assert np.diff(plots._colour_range(np.zeros((1, 2)))) > 0
+
+
+def test_cells_have_few_digits_and_the_same_number_of_decimals():
+    assert plots._short(np.array([[0.0628, 0.1031]])) == [["0.06", "0.10"]]
+    assert plots._short(np.array([[128.0, 4.2]])) == [["128", "4"]]
+    assert plots._short(np.zeros((1, 1))) == [["0"]]
+
+
+def test_only_the_ranks_of_star_follow_eta(reports):
+    report = reports["star"]
+    assert plots.follows_eta(report, "rank kept") and not plots.follows_eta(report, "gain")
+    other = replace(report, recipe=report.recipe | {"merge_method": "tsv_m"})
+    assert "eta" not in plots.fact_heatmap(other, "rank kept", 40)["layout"]["meta"]
 
 
 def test_a_fact_or_a_module_that_a_browser_makes_up_shows_the_first_one(reports):

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-from mergelab.tasks import Task, exact_match, own_task
+from mergelab.tasks import Task, exact_match, own_task, tasks
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
 IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
@@ -347,6 +347,21 @@ def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
     family = recipe.base.partition("/")[0]
     mine = [expert for expert in recipe.experts if recipe.base in bundled() and expert.source.startswith(f"{family}/")]
     return [(expert, task) for expert in mine if (task := own_task(expert.source))]
+
+
+@cache
+def right_answers() -> dict[str, tuple[str, str]]:
+    """Each bundled held-out prompt, with the name of its task and the answer that is right."""
+    return {prompt: (task.name, answer.strip()) for task in tasks().values() for prompt, answer in task.test}
+
+
+def experts_by_task(sources: Sequence[str]) -> dict[str, str]:
+    """For each bundled task the expert that was trained for it: of these sources the first, else the bundled one."""
+    found = {name: f"numbers/{name}" for name in tasks()}
+    for source in reversed(sources):
+        if task := own_task(source):
+            found[task.name] = source
+    return found
 
 
 def comparison_key(one: Run, other: Run) -> str:

@@ -20,10 +20,13 @@ class Waiting:
     """News of a job whose turn has not come."""
 
     before: int
+    own: bool = False  # those before are of whoever waits
 
     @property
     def sentence(self) -> str:
         """As the status line says it."""
+        if self.own:
+            return "Your other job is still running: this one begins when it is done. Stop leaves the line."
         return f"{self.before} {'other' if self.before == 1 else 'others'} before you. Stop leaves the line."
 
 
@@ -32,7 +35,7 @@ class Line:
 
     def __init__(self, most: int = 24, minutes: float | None = None):
         self.most, self.minutes = most, minutes
-        self._places: list[object] = []  # the first one works
+        self._places: list[_Place] = []  # the first one works
         self._moved = threading.Condition()
 
     @property
@@ -45,21 +48,21 @@ class Line:
         """How many wait for their turn."""
         return max(0, len(self._places) - 1)
 
-    def in_turn(self, work: Callable[[], Iterator[Any]]) -> Generator[Any, None, Any]:
+    def in_turn(self, work: Callable[[], Iterator[Any]], who: str = "") -> Generator[Any, None, Any]:
         """Waiting, then what the work yields; returns what it returns. MergeError if the line is full, or the time up.
 
-        Closing it leaves the line, or closes the work.
+        Closing it leaves the line, or closes the work. who: whose work it is, if that is known.
         """
-        with self._place() as place:
+        with self._place(who) as place:
             while before := self._before(place):
-                yield Waiting(before)
+                yield Waiting(len(before), bool(who) and {other.who for other in before} == {who})
                 with self._moved:
                     self._moved.wait(GLANCE)
             return (yield from within(work(), self.minutes))
 
     @contextmanager
-    def _place(self) -> Iterator[object]:
-        place = object()
+    def _place(self, who: str) -> Iterator["_Place"]:
+        place = _Place(who)
         with self._moved:
             if len(self._places) > self.most:
                 raise MergeError(f"{self.waiting} jobs are waiting here already. Come back in a few minutes.")
@@ -71,9 +74,16 @@ class Line:
                 self._places.remove(place)
                 self._moved.notify_all()
 
-    def _before(self, place: object) -> int:
+    def _before(self, place: "_Place") -> list["_Place"]:
         with self._moved:
-            return self._places.index(place)
+            return self._places[: self._places.index(place)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A place in the line, and whose it is ('' where that is not known)."""
+
+    who: str
 
 
 def within(work: Iterator[Any], minutes: float | None) -> Generator[Any, None, Any]:

@@ -53,10 +53,10 @@ def build(lab: Lab) -> gr.Blocks:
                     spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
-                with gr.Tab("Scores", id="scores-tab"):
-                    asked = draw_scores_tab(lab, form)
-                with gr.Tab("Sweep", id="sweep-tab"):
-                    draw_sweep_tab(lab, form, asked)
+                with gr.Tab("Scores", id="scores-tab") as scores:
+                    asked = draw_scores_tab(lab, form, scores)
+                with gr.Tab("Sweep", id="sweep-tab") as sweep:
+                    draw_sweep_tab(lab, form, asked, sweep)
                 with gr.Tab("Compare", id="compare-tab"):
                     draw_compare_tab(lab, form, history, asked)
                 with gr.Tab("Repair", id="repair"):

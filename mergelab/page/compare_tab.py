@@ -35,6 +35,10 @@ LOOK_SPECTRA = (
 LOOK_BARS = (
     "Look for tasks where A and B swap places; where their intervals overlap by much, the difference may be luck."
 )
+ABOUT = (
+    "Two merges side by side: which matrices differ, both spectra of a matrix, their scores on the same prompts, and "
+    "their answers to one. Press **Compare** to see what your recipe does otherwise than a plain average."
+)
 OPENING = "Choose two recipes. One that is not merged yet is merged first."
 
 
@@ -45,7 +49,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         ours = gr.Dropdown([FORM, PLAIN], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
         other = gr.Dropdown([FORM, PLAIN], value=PLAIN, label="B", scale=2, min_width=220, elem_id="compare-b")
     verb = draw_verb("Compare", "compare", OPENING)
-    about = gr.Markdown("", elem_id="compared")
+    about = gr.Markdown(ABOUT, elem_id="compared")
     with gr.Column(visible=False) as parts:
         with gr.Row():
             measure = gr.Radio(

@@ -170,14 +170,8 @@ def draw_form(lab: Lab) -> Form:
             for setting in method.settings:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
             if method.name == "star":
-                form.suggest = gr.Button("Suggest η from the spectra", size="sm", elem_id="suggest")
+                form.suggest = gr.Button("Suggest η from the spectra", size="md", elem_id="suggest")
     form.rest = gr.State({})
-    with gr.Row(elem_id="verbs"):
-        form.analyse = gr.Button("Analyse", min_width=70)
-        form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
-        form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
-    form.link = gr.Button("Copy link", size="sm", elem_id="copy-link")
-    form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
     form.overrides = gr.Dropdown(
         [],
         value=[],
@@ -204,7 +198,14 @@ def draw_form(lab: Lab) -> Form:
         form.yaml = gr.Code(
             language="yaml", label="The same recipe for the command line", interactive=True, visible=False
         )  # drawn when it is opened: an editor is a tenth of the page's weight
-        apply = gr.Button("Apply this text to the form", size="sm")
+        apply = gr.Button("Apply this text to the form", size="md")
+    form.link = gr.Button("Copy link", size="md", elem_id="copy-link")
+    with gr.Column(elem_id="foot"):  # always in view beside long tabs: see page.css
+        with gr.Row(elem_id="verbs"):
+            form.analyse = gr.Button("Analyse", min_width=70)
+            form.merge = gr.Button("Merge", variant="primary", min_width=70, elem_id="merge")
+            form.stop = gr.Button("Stop", variant="stop", min_width=60, elem_id="stop")
+        form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
 
     form.settled = gr.Button(visible="hidden", elem_id="settled")
     told_by = sorted(form.inputs - {form.eta, form.rest}, key=lambda widget: widget._id)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab
+from mergelab.lab.lab import Lab, Run
 from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.telling import AT_ONCE, told
@@ -44,12 +44,14 @@ def draw_history(lab: Lab, form: Form, merged: gr.State, table: gr.Dataframe) ->
 
     def noted(key: str, before: list[Past]) -> dict[Any, Any]:
         if not key:
-            return {visit: before}
-        run = lab.run_named(key)
-        label = f"{len(before) + 1}. {described_recipe(run.recipe)}"
-        entries = [Past(key, label, run.recipe.to_yaml(), run.sha256[:12]), *before]
+            return {visit: gr.skip()}
+        entries = with_run(before, key, lab.run_named(key))
         labels = [entry.label for entry in entries]
-        return {visit: entries, chosen: gr.update(choices=labels, value=label), load: gr.update(interactive=True)}
+        return {
+            visit: entries,
+            chosen: gr.update(choices=labels, value=entries[0].label),
+            load: gr.update(interactive=True),
+        }
 
     def of_row(entries: list[Past], event: gr.SelectData) -> str:
         row = getattr(event, "row_value", None) or [""]
@@ -61,6 +63,14 @@ def draw_history(lab: Lab, form: Form, merged: gr.State, table: gr.Dataframe) ->
         told(lambda label, entries: form.filled(_recipe(label, entries))), [chosen, visit], form.outputs, **AT_ONCE
     )
     return History(visit, added)
+
+
+def with_run(before: list[Past], key: str, run: Run) -> list[Past]:
+    """The visit's merges, newest first, with that run; as they are if it is the newest, as gradio may tell twice."""
+    if before and before[0].key == key:
+        return before
+    label = f"{len(before) + 1}. {described_recipe(run.recipe)}"
+    return [Past(key, label, run.recipe.to_yaml(), run.sha256[:12]), *before]
 
 
 def described_recipe(recipe: Recipe) -> str:

@@ -67,7 +67,9 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
 
     def opened(address: str | None) -> dict[Any, Any]:
         lesson = LESSONS[known(address)]
-        shown_there = {spectra.modules: MODULE} | ({spectra.facts: lesson.fact} if lesson.fact else {})
+        shown_there = {spectra.modules: MODULE} | (
+            {spectra.facts: lesson.fact, spectra.drawn: ""} if lesson.fact else {}
+        )
         return {
             **form.filled(lesson.recipe),
             form.status: saying(NEXT[lesson.tab], "good"),
@@ -80,7 +82,8 @@ def draw_learn_tab(form: Form, tabs: gr.Tabs, spectra: Spectra) -> gr.Dropdown:
     back.click(None, step, step, js=_turned(-1))
     next_.click(None, step, step, js=_turned(1))
     chapter.input(lambda name: f"{name}-1", chapter, step, **AT_ONCE)
-    try_.click(told(opened), step, [*form.outputs, form.status, tabs, spectra.facts, spectra.modules], **AT_ONCE)
+    there = [spectra.facts, spectra.drawn, spectra.modules]
+    try_.click(told(opened), step, [*form.outputs, form.status, tabs, *there], **AT_ONCE)
     return step
 
 

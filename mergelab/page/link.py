@@ -52,7 +52,7 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
         recipe = recipe_of(query)
         yield from opened(recipe, query)
         ask = "This link's recipe names models that are not bundled. Look at it, then press Analyse."
-        said = "The link's recipe is open: change it, or press Merge." if _is_bundled(recipe) else ask
+        said = "The recipe of this address is open: change it, or press Merge." if _is_bundled(recipe) else ask
         yield {form.status: saying(said)}
 
     @job(form.status, "Opening the example")

@@ -16,14 +16,15 @@ from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
-from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped
+from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
 from mergelab.plots import spectra as plots
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
     "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm."
 )
-NOTHING = "Nothing is merged yet. Press **Merge** on the left."
+NOTHING = "Nothing is merged yet. Press **Merge**, below the recipe."
+NOT_SCORED = "Scores are for bundled experts; ask this merge instead."
 SHOW = "() => innerWidth < 900 && document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})"
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
@@ -47,24 +48,26 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     draw_push(lab, merged, form.status)
-    draw_report(lab, merged, form.status)
+    draw_report(lab, merged)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
-    with gr.Accordion("Report: a row per module and expert", open=False):
-        table = gr.Dataframe(label="Facts of the merge", interactive=False, max_height=420)
+    with gr.Accordion("Report: a row per module and expert", open=False) as report:
+        table = gr.Dataframe(label="Facts of the merge", interactive=False, max_height=420, elem_id="merged-table")
 
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
         kept = {merged: run.folder.parent.name, **told_of(run, [], data[past])}
-        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
         scores: list[Score] = []
         total = len(own_tasks(run.recipe))
+        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
+        yield {bars: plots.empty("Scoring the merge …" if total else NOT_SCORED)}
         if total:
             yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
         for score in lab.scores(run):
             scores.append(score)
-            yield {form.status: running("Merged. Scoring", Step(len(scores), total, score.task)), bars: drawn(scores)}
+            said = running("Merged. Scoring", Step(len(scores), total, score.task))
+            yield {form.status: said, bars: drawn(scores), history: kept[history]}  # again: its tab was new before
         found: list[float] = []
         for score, (expert, _) in zip(scores, own_tasks(run.recipe) if data[repaired_too] else ()):
             yield {form.status: running("Repairing and scoring", Step(len(found), total, score.task))}
@@ -73,9 +76,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            bars: drawn(scores, found)
-            if scores
-            else plots.empty("Scores are for bundled experts; ask this merge instead."),
+            bars: drawn(scores, found) if scores else plots.empty(NOT_SCORED),
             **told_of(run, scores, data[past]),
         }
 
@@ -95,6 +96,11 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
             table: frame_of(run.report.table()),
         }
 
+    def rows(key: str) -> Any:
+        """The table when it is opened: one that was never drawn takes no update."""
+        return frame_of(lab.run_named(key).report.table()) if key else gr.skip()
+
+    report.expand(told(rows), merged, table, **AT_ONCE)
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)

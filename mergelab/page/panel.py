@@ -14,7 +14,7 @@ PLOTLY_JS = ASSETS / "vendor" / "plotly-cartesian.min.js"  # of the version that
 PANEL_JS = ASSETS / "panel.js"
 ADDRESS_JS, NUMBERS_JS = ASSETS / "address.js", ASSETS / "numbers.js"
 PAGE_CSS = ASSETS / "page.css"
-SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "learn.js"]
+SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "fields.js", ASSETS / "learn.js"]
 HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
 
 _TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'

@@ -6,8 +6,9 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab
+from mergelab.lab.lab import Lab, experts_by_task, right_answers
 from mergelab.lab.repair import RepairLab, lines_in
+from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
 from mergelab.page.telling import AT_ONCE, job, saying, told
@@ -29,7 +30,9 @@ EXAMPLES = [  # held-out prompts that the base gets wrong, their expert right, a
     "roman: 1984 =",
     "sort: 9930 =",
 ]
-NOT_YET = "Nothing is merged yet: press Merge."
+NOT_YET = "Nothing is merged yet. Press **Merge**, below the recipe, and ask again: then the merged model answers, too."
+NOTHING = "Nothing is merged yet: press Merge to ask the merged model, too."
+FAMILY = "numbers/base"  # what the bundled prompts are for
 UNREPAIRED = "none"
 OPENING = "All models are asked the same, one after another; the answers come word by word."
 FITTING = "Fitting the repair …"
@@ -41,7 +44,12 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     with gr.Row(elem_id="asking"):
         prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=1, scale=4, elem_id="prompt", min_width=220)
         expert = gr.Dropdown(
-            form.experts.value, value=form.experts.value[0], label="Expert", scale=1, min_width=160, elem_id="expert"
+            _experts(form.base.value, form.experts.value),
+            value=form.experts.value[0],
+            label="Expert",
+            scale=2,
+            min_width=200,
+            elem_id="expert",
         )
         task = gr.Dropdown(
             [UNREPAIRED, *form.experts.value],
@@ -52,7 +60,12 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
             elem_id="repaired-for",
         )
     verb = draw_verb("Ask", "ask", OPENING)
-    gr.Examples(EXAMPLES, prompt, label="Held-out prompts of the bundled tasks")
+    bundled_ones = gr.Dataset(
+        components=[prompt],
+        samples=[[example] for example in EXAMPLES],
+        label="Held-out prompts of the bundled tasks, each for its own expert",
+        elem_id="bundled-prompts",
+    )
     with gr.Row(elem_id="answers"):
         of_base, of_expert, of_merged, of_repaired = (
             gr.Textbox(
@@ -82,18 +95,33 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         columns |= {of_merged: run.folder} if run else {}
         settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
         steps = len(columns) + (run is not None and data[task] != UNREPAIRED)
-        yield {of_base: "", of_expert: "", of_merged: "" if run else NOT_YET, of_repaired: ""}
+        titles = {of_base: "Base", of_expert: f"Expert: {_name(data[expert])}", of_repaired: "Repaired"}
+        titles |= {of_merged: f"Merged: {METHODS[run.recipe.method].title}" if run else "Merged: nothing yet"}
+        yield {box: gr.update(value="", label=title) for box, title in titles.items()}
         yield Step(0, steps, "loading the models")
         for texts in lab.answers(list(columns.values()), data[prompt], **settings):
-            yield dict(zip(columns, texts))
+            said = dict(zip(columns, texts))
+            yield said
             yield Step(sum(map(bool, texts)), steps, "word by word")
         if run and data[task] != UNREPAIRED:
             yield {of_repaired: FITTING}
             yield Step(len(columns), steps, "fitting the repair")
             patch = repair.patch(run, data[task], lines_in(data[lines]))
-            for text in repair.repaired_answer(run, patch, data[prompt], **settings):
-                yield {of_repaired: text}
-        yield {verb.status: saying(f"Answered by {counted(steps, 'model')}.", "good")}
+            for said[of_repaired] in repair.repaired_answer(run, patch, data[prompt], **settings):
+                yield {of_repaired: said[of_repaired]}
+        _, right = right_answers().get(data[prompt].strip(), ("", ""))
+        if right:
+            yield {box: gr.update(label=f"{titles[box]} · {judged(text, right)}") for box, text in said.items()}
+        words = [f"Answered by {counted(steps, 'model')}.", *([f"Right answer: {right}"] if right else [])]
+        yield {verb.status: saying(" ".join(words if run else [NOTHING, *words]), "good" if run else "")}
+
+    def picked(sample: list[str], base: str, experts: list[str]) -> dict[Any, Any]:
+        """A bundled prompt and its own expert, which is not always one of the merge."""
+        task, _ = right_answers()[sample[0]]
+        found = experts_by_task(experts or [])[task]
+        said = OPENING if found in (experts or []) else f"{task} is not part of this merge: its expert was left out."
+        shown = {expert: found} if base == FAMILY else {}
+        return {prompt: sample[0], verb.status: saying(said), **shown}
 
     def about(key: str) -> str:
         if not key:
@@ -101,10 +129,12 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         run = lab.run_named(key)
         return f"Merged: {described(run)}, sha256 `{run.sha256[:16]}`"
 
-    def choices(experts: list[str], chosen: str, repaired: str) -> tuple[Any, Any]:
+    def choices(base: str, experts: list[str], chosen: str, repaired: str) -> tuple[Any, Any]:
         tasks = [UNREPAIRED, *experts]
         return (
-            gr.update(choices=experts, value=chosen if chosen in experts else next(iter(experts), None)),
+            gr.update(
+                choices=_experts(base, experts), value=chosen if chosen in experts else next(iter(experts), None)
+            ),
             gr.update(choices=tasks, value=repaired if repaired in tasks else UNREPAIRED),
         )
 
@@ -119,4 +149,20 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     )
     verb.governs([asked])
     merged.change(told(about), merged, which, **AT_ONCE)
-    form.experts.change(choices, [form.experts, expert, task], [expert, task], **AT_ONCE)
+    bundled_ones.click(told(picked), [bundled_ones, form.base, form.experts], [prompt, expert, verb.status], **AT_ONCE)
+    form.experts.change(choices, [form.base, form.experts, expert, task], [expert, task], **AT_ONCE)
+
+
+def judged(text: str, right: str) -> str:
+    """Whether an answer is the right one."""
+    return "right" if text.strip() == right else "wrong"
+
+
+def _experts(base: str, experts: list[str]) -> list[tuple[str, str]]:
+    """Whom one can ask: the experts of the merge, and those of the bundled tasks that it leaves out."""
+    others = [one for one in experts_by_task(experts).values() if base == FAMILY and one not in experts]
+    return [*((one, one) for one in experts), *((f"{one} (not in this merge)", one) for one in others)]
+
+
+def _name(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2]

@@ -149,7 +149,7 @@ class _Shown:
             with gr.Column(min_width=300):
                 self.bars = PlotlyPanel(_bars(first), label="Accuracy", elem_id="repaired-scores", height=340)
                 gr.Markdown(words.LOOK_SCORES, elem_classes="ml-look")
-        self.verdict = gr.Markdown(words.verdict(first), elem_id="verdict")
+        self.verdict = gr.Markdown(words.verdict(first), elem_id="repair-verdict")
         self.matching = PlotlyPanel(_matching(first), label="Matching", elem_id="matching", height=260)
         gr.Markdown(words.LOOK_MATCHING, elem_classes="ml-look")
         self._draw_sites(first)

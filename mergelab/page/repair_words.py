@@ -17,12 +17,12 @@ LOOK_SCORES = (
 )
 LOOK_MATCHING = (
     "**Align.** Channel 7 of one network is not channel 7 of another; matching finds the order in which they agree. "
-    "**Left:** what the matching makes large. **Right:** how two experts' channels correlate before and after. Look "
+    "**Agreement:** what the matching makes large. **Correlation:** of two experts' channels, before and after. Look "
     "for the hump that moves to the right: only what correlates survives an average."
 )
 LOOK_SITES = (
     "**Where.** A column is a site, the first layer on the left; a row is a task. Red has lost variance, blue has too "
-    "much. **Click a column** to open that site on the right."
+    "much. **Click a column** to open that site."
 )
 LOOK_CHANNELS = (
     "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "

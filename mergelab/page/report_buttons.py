@@ -14,15 +14,22 @@ _FORMS: dict[str, tuple[str, str, Callable[[Report], str]]] = {
     "html": ("Report as one page (HTML)", "mergelab-report.html", document),
     "json": ("Report as one file (JSON)", "mergelab-report.json", Report.to_json),
 }
+READY = "A report holds every spectrum and number: one for people, one for programs."
 # A download button whose file is made by its own click would hand out the one before.
 _FETCH = "() => { const a = document.querySelector('#%s'); (a.closest('a') || a.querySelector('a') || a).click() }"
 
 
-def draw_report(lab: Lab, merged: gr.State, status: gr.HTML) -> None:
-    """Draw the buttons, and wire them to the run whose key `merged` holds."""
-    with gr.Row():
+def draw_report(lab: Lab, merged: gr.State) -> None:
+    """Draw the buttons and their own status line, and wire them to the run whose key `merged` holds."""
+    buttons = gr.Row()
+    status = gr.HTML(
+        saying(READY),
+        elem_id="report-status",
+        padding=False,
+    )
+    with buttons:
         for kind, (label, name, written) in _FORMS.items():
-            button = gr.Button(label, size="sm", elem_id=f"report-{kind}")
+            button = gr.Button(label, size="md", elem_id=f"report-{kind}")
             fetched = gr.DownloadButton(visible="hidden", elem_id=f"fetch-report-{kind}")
             pressed = button.click(
                 _made(lab, merged, status, fetched, name, written), {merged}, [status, fetched], **AT_ONCE

@@ -2,14 +2,16 @@
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, by_method
+from mergelab.lab.lab import START, Lab, by_method
 from mergelab.lab.shipped import start_board
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked, draw_asked
 from mergelab.page.form import Form
+from mergelab.page.freshness import EXAMPLE, draw_freshness
 from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import AT_ONCE, job, saying
@@ -21,7 +23,9 @@ from mergelab.scores.verdict import board_verdict
 from mergelab.step import Step
 from mergelab.words import counted
 
-OPENING = "An example that was made in advance. Score makes it anew, with the recipe on the left."
+OPENING = "What is shown is an example, made in advance. Score makes it anew, with the recipe in the form."
+SO_FAR = "**{} so far.** Who is best is told when the board is complete."
+KEPT = "The scores that it had finished are shown."
 LOOK_TABLE = (
     "A row is a model, a column a task. **Look along a column** for the merge that does best (★), and down the rows "
     "of the merges for the task that each of them pays with. The base says what no merging at all would give."
@@ -32,23 +36,24 @@ LOOK_BARS = (
 )
 
 
-def draw_scores_tab(lab: Lab, form: Form) -> Asked:
+def draw_scores_tab(lab: Lab, form: Form, tab: gr.Tab) -> Asked:
     """Draw the tab; wire Score and Stop. Returns the widgets that say what is asked."""
     first = start_board()
     methods = gr.Dropdown(
         [(method.title, name) for name, method in METHODS.items()],
         value=_methods(first),
         multiselect=True,
-        label="Beside the recipe on the left, by these methods, too",
+        label="Beside the recipe in the form, by these methods, too",
         info="The same experts; each method with its own defaults.",
         elem_id="rivals",
     )
     asked = draw_asked()
     everyone = gr.Checkbox(False, label="Every expert on every task", info="Shows what each expert has forgotten.")
     verb = draw_verb("Score", "score", OPENING)
+    fresh = draw_freshness(form, tab, "Score", Recipe.read(START))
     grid = PlotlyPanel(plots_scores.board_grid(first), label="Who wins where", elem_id="board-grid", height=330)
     gr.Markdown(LOOK_TABLE, elem_classes="ml-look")
-    about = gr.Markdown(board_verdict(first), elem_id="board-about")
+    about = gr.Markdown(f"{EXAMPLE}\n\n{board_verdict(first)}", elem_id="board-about")
     bars = PlotlyPanel(plots_scores.board_bars(first), label="Scoreboard", elem_id="board", height=360)
     gr.Markdown(LOOK_BARS, elem_classes="ml-look")
     with gr.Accordion("All numbers", open=False):
@@ -64,17 +69,21 @@ def draw_scores_tab(lab: Lab, form: Form) -> Asked:
         questions = asked.questions(data)
         merges = yield from _merged(lab, recipe, data[methods] or [])
         board = Board((), (), {})
+        yield fresh.updates(recipe)
         for step in lab.scoreboard(recipe, merges, questions, bool(data[everyone])):
             yield step
             if step.made:
                 board = step.made
-                yield {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
-        yield {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
-        yield dict(zip((table, download), frame_and_file(lab, "scores", board.table())))
+                yield drawn(board) | {about: SO_FAR.format(counted(len(board.scores), "score"))}
+        yield drawn(board) | {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
 
-    outputs = [verb.status, grid, bars, about, table, download]
+    def drawn(board: Board) -> dict[Any, Any]:
+        pictures = {grid: plots_scores.board_grid(board), bars: plots_scores.board_bars(board)}
+        return pictures | dict(zip((table, download), frame_and_file(lab, "scores", board.table())))
+
+    outputs = [verb.status, fresh.made, fresh.line, grid, bars, about, table, download]
     given = form.inputs | asked.inputs | {methods, everyone}
-    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)])
+    verb.governs([verb.go.click(score, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     return asked
 
 

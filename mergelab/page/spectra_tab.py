@@ -11,6 +11,7 @@ from mergelab.errors import MergeError
 from mergelab.lab.gallery import with_all_settings
 from mergelab.lab.lab import Lab, Step, start_analysis
 from mergelab.lab.saved import saved_analysis
+from mergelab.page import spectra_words as words
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
@@ -23,18 +24,6 @@ from mergelab.report import Report
 from mergelab.scores.suggest import suggested_eta
 from mergelab.words import counted
 
-LOOK_HEAT = (
-    "A column is a weight matrix, the first layer on the left; a row is an expert. Look for columns that stand out: "
-    "which kind of matrix needs many directions, which few? **Click a cell** to open that module below."
-)
-LOOK_SPECTRA = (
-    "**Left:** the strength of each direction of the change; a steep fall means that few matter. **Right:** how they "
-    "add up. The dotted lines are where η cuts; everything to their right goes, and the rest is scaled up."
-)
-LOOK_JOINT = (
-    "DRM gives all experts one basis. **Left:** its strength, direction by direction. **Right:** who owns each one. "
-    "A stripe of one colour belongs to one expert alone: nobody contradicts it there."
-)
 FORMULA = r"""
 For expert $i$ the **task vector** of one weight matrix is $\tau_i = W_i - W_0 = U S V^\top$, with singular values
 $\sigma_1 \ge \sigma_2 \ge \dots$ **STAR** keeps the fewest directions $r$ that hold $\eta$ % of their sum, and scales
@@ -48,10 +37,14 @@ W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
 
 @dataclass(frozen=True)
 class Spectra:
-    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis."""
+    """The tab for others. pictures(report, fact, module): the updates of `outputs` that show an analysis.
+
+    drawn: the fact that the heatmap shows; empty it to have the next analysis draw the one in `facts`.
+    """
 
     facts: gr.Dropdown
     modules: gr.Dropdown
+    drawn: gr.State
     outputs: list
     pictures: Callable[[Report, str, str], dict[Any, Any]]
 
@@ -60,7 +53,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = _eta(start) or 40.0, start.decomposed[0].name
-    shown = gr.State(Recipe.from_dict(start.recipe).hash)
+    shown, drawn = gr.State(Recipe.from_dict(start.recipe).hash), gr.State(plots.LIVE)  # the analysis, the fact of it
     with gr.Row():
         facts = gr.Dropdown(
             list(start.facts),
@@ -82,13 +75,13 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         )
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)
     heat = PlotlyPanel(_heat(start, plots.LIVE, eta), label="Heatmap", elem_id="heat", height=230)
-    gr.Markdown(LOOK_HEAT, elem_classes="ml-look")
+    about_heat = gr.Markdown(words.look_heat(start, plots.LIVE), elem_classes="ml-look", elem_id="look-heat")
     draw_overrides(form, modules)
     lines = PlotlyPanel(plots.spectra(start, first, eta), label="Spectra", elem_id="lines", height=360)
-    gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
+    about_lines = gr.Markdown(words.look_spectra(True), elem_classes="ml-look", elem_id="look-lines")
     with gr.Column(visible=False) as joint_part:
         joint = PlotlyPanel(None, label="Joint space", elem_id="joint", height=360)
-        gr.Markdown(LOOK_JOINT, elem_classes="ml-look")
+        gr.Markdown(words.LOOK_JOINT, elem_classes="ml-look")
     with gr.Accordion("What am I looking at?", open=False):
         gr.Markdown(
             FORMULA,
@@ -105,13 +98,17 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             csv, json = (str(path) for path in saved_analysis(lab, start))
             as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
             as_json = gr.DownloadButton("The whole analysis, spectra included (JSON)", value=json, size="sm")
-    module_part = [lines, joint_part, joint]
-    outputs = [form.status, shown, facts, modules, heat, *module_part, table, as_csv, as_json]
+    heat_part, module_part = [heat, about_heat, drawn], [lines, about_lines, joint_part, joint]
+    outputs = [form.status, shown, facts, modules, *heat_part, *module_part, table, as_csv, as_json]
+
+    def heat_figure(report: Report, fact: str, eta: float) -> dict[Any, Any]:
+        return {heat: _heat(report, fact, eta), about_heat: words.look_heat(report, fact), drawn: fact}
 
     def module_figures(report: Report, name: str) -> dict[Any, Any]:
         has_joint = bool(report.decomposed) and "ownership" in plots.layer_named(report, name).curves
         return {
             lines: plots.spectra(report, name, _eta(report)),
+            about_lines: words.look_spectra(_eta(report) is not None),
             joint_part: gr.update(visible=has_joint),
             joint: plots.joint_space(report, name) if has_joint else None,
         }
@@ -121,8 +118,17 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         report = yield from lab.analyse(form.recipe(data))
         count = f"{counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}"
         said = f"{count} analysed in {report.seconds:.1f} s." if report.seconds else f"{count}, analysed in advance."
-        words = {form.status: saying(" ".join([said, *report.notes]), "good")}
-        yield words | pictures(report, data[facts], data[modules])
+        status = {form.status: saying(" ".join([said, *report.notes]), "good")}
+        yield status | pictures(report, kept_fact(report, data), data[modules])
+
+    def kept_fact(report: Report, data: dict) -> str:
+        """The fact that is drawn, while only settings change; another method begins with its first one.
+
+        One that is chosen and not drawn yet was asked for, by a lesson.
+        """
+        before = lab.analyses[data[shown]].recipe if data[shown] in lab.analyses else {}
+        same = before.get("merge_method") == report.recipe["merge_method"]
+        return data[facts] if same or data[facts] != data[drawn] else ""
 
     def pictures(report: Report, fact: str, module: str | None) -> dict[Any, Any]:
         fact = fact if fact in report.facts else report.facts[0]
@@ -132,7 +138,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             shown: Recipe.from_dict(report.recipe).hash,
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
-            heat: _heat(report, fact, _eta(report) or 40.0),
+            **heat_figure(report, fact, _eta(report) or 40.0),
             **module_figures(report, module or ""),
             table: frame_of(report.table()),
             as_csv: csv,
@@ -160,16 +166,16 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     heat.select(told(clicked), shown, modules, **AT_ONCE)
     show_module = told(lambda key, name: module_figures(_report(lab, key), name or ""))
     modules.change(show_module, [shown, modules], module_part, trigger_mode="always_last", **AT_ONCE)
-    show_fact = told(lambda key, fact, eta: _heat(_report(lab, key), fact, eta))
-    facts.input(show_fact, [shown, facts, form.eta], heat, trigger_mode="always_last", **AT_ONCE)
+    show_fact = told(lambda key, fact, eta: heat_figure(_report(lab, key), fact, eta))
+    facts.input(show_fact, [shown, facts, form.eta], heat_part, trigger_mode="always_last", **AT_ONCE)
 
-    given = form.inputs | {facts, modules, shown}
+    given = form.inputs | {facts, modules, shown, drawn}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
     changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
     for event in (pressed, changed):
         event.then(stopped, form.status, form.status, **AT_ONCE)
-    return Spectra(facts, modules, outputs, pictures)
+    return Spectra(facts, modules, drawn, outputs, pictures)
 
 
 def _heat(report: Report, fact: str, eta: float) -> plots.Figure:

@@ -11,29 +11,31 @@ from mergelab.lab.shipped import start_sweep
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked
 from mergelab.page.form import Form
+from mergelab.page.freshness import EXAMPLE, draw_freshness
 from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
-from mergelab.scores.knobs import EXPERTS, knobs_of, sensible_range, spread, symbol
+from mergelab.scores.knobs import EXPERTS, MOST_POINTS, knobs_of, sensible_range, spread, symbol
 from mergelab.scores.suggest import suggested_eta
 from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
 from mergelab.table import cell
 from mergelab.words import counted
 
-OPENING = "An example that was made in advance. Sweep makes it anew, with the recipe on the left."
+OPENING = "What is shown is an example, made in advance. Sweep makes it anew, with the recipe in the form."
 LOOK = (
-    "**Left:** look for a hill that rises above the grey band, the average with its 95 % interval; a flat top means "
-    "that the exact value hardly matters. **Right:** what the knob does to the merged change. **Click a point** to "
+    "**Score:** look for a hill that rises above the grey band, the average with its 95 % interval; a flat top means "
+    "that the exact value hardly matters. **Geometry:** what the knob does to the merged change. **Click a point** to "
     "make it the recipe."
 )
+KEPT = "The points that it had finished are shown."
 SCORED, ASKED, GEOMETRY = "the bundled tasks", "what the Scores tab asks", "nothing: geometry alone"
 
 
-def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
+def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
     """Draw the tab; wire Sweep, Stop, the choice of a point, and the form's Suggest η."""
     start = METHODS[form.method.value]
     first = next(iter(knobs_of(start, len(form.experts.value))))
@@ -44,14 +46,13 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         knob = gr.Dropdown(_choices(form.method.value, form.experts.value), value=first, label="Knob", elem_id="knob")
         lowest = gr.Number(low, label="From", min_width=80, elem_id="sweep-from")
         highest = gr.Number(high, label="To", min_width=80, elem_id="sweep-to")
-        points = gr.Number(
-            count, label="Points", precision=0, minimum=1, maximum=60, min_width=80, elem_id="sweep-points"
-        )
+        points = gr.Number(count, label="Points", min_width=80, elem_id="sweep-points")
         by = gr.Dropdown([SCORED, ASKED, GEOMETRY], value=SCORED, label="Score on", min_width=180, elem_id="sweep-by")
     verb = draw_verb("Sweep", "sweep", OPENING)
+    fresh = draw_freshness(form, tab, "Sweep", opening.points[0].recipe, opening.knob)
     curves = PlotlyPanel(plots_scores.sweep_curves(opening), label="Sweep", elem_id="curves", height=420)
     gr.Markdown(LOOK, elem_classes="ml-look")
-    said = gr.Markdown(_said(opening), elem_id="verdict")
+    said = gr.Markdown(f"{EXAMPLE} {_said(opening)}", elem_id="verdict")
     with gr.Row():
         labels = _labels(opening)
         spot = gr.Dropdown(
@@ -80,21 +81,23 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
             yield step
             if step.made and step.made.points:
                 report = step.made
-                yield {curves: plots_scores.sweep_curves(report)}
+                yield {curves: plots_scores.sweep_curves(report), **found(report, len(values))}
+                yield fresh.updates(recipe, data[knob])
         yield {verb.status: saying(f"{counted(len(report.points), 'point')} swept.", "good"), **found(report)}
 
     def _values(data: dict, recipe: Recipe) -> tuple[float, ...]:
         known = knobs_of(METHODS[recipe.method], len(recipe.experts))
         if data[knob] not in known:
             raise MergeError("This method has no such knob. Choose one of those in the list.")
-        if data[lowest] is None or data[highest] is None or not data[points]:
+        if None in (data[lowest], data[highest], data[points]):
             raise MergeError("A sweep needs a value to begin with, one to end with, and how many points.")
-        return spread(float(data[lowest]), float(data[highest]), int(data[points]), known[data[knob]].step)
+        count = how_many(data[points])
+        return spread(float(data[lowest]), float(data[highest]), count, known[data[knob]].step)
 
-    def found(report: SweepReport) -> dict[Any, Any]:
+    def found(report: SweepReport, total: int = 0) -> dict[Any, Any]:
         labels = _labels(report)
         return {
-            said: _said(report),
+            said: _said(report, total),
             recipes: _recipes(report),
             spot: gr.update(choices=labels, value=labels[report.best or 0]),
             **dict(zip((table, download), _numbers(lab, report))),
@@ -111,9 +114,11 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         return used(int(name) if name.isdecimal() else None, kept)
 
     def chosen(data: dict) -> dict[Any, Any]:
-        known = _knobs(data[form.method], data[form.experts])
-        name = data[knob] if data[knob] in known else next(iter(known), None)
+        """The knobs of what the form says now; another method than before begins with its first one."""
+        known, same = _knobs(data[form.method], data[form.experts]), data[form.method] == data[before]
+        name = data[knob] if same and data[knob] in known else next(iter(known), None)
         return {
+            before: data[form.method],
             knob: gr.update(choices=_choices(data[form.method], data[form.experts]), value=name),
             **ranged(name, data),
         }
@@ -132,21 +137,32 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked) -> None:
         yield {form.eta: eta, form.status: saying(said, "good")}
 
     filled = [*form.outputs, verb.status]
-    outputs = [verb.status, recipes, curves, said, spot, table, download]
+    outputs = [verb.status, fresh.made, fresh.line, recipes, curves, said, spot, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
-    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)])
+    verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **AT_ONCE)
     form.stop.click(None, None, None, cancels=[asked_for], **PRIVATE)
     asked_for.then(stopped, form.status, form.status, **AT_ONCE)
     curves.select(told(clicked), recipes, filled, **AT_ONCE)
     use.click(told(used), [spot, recipes], filled, **AT_ONCE)
     ranges = {form.method, form.experts, knob}
-    gr.on([form.method.change, form.experts.change], chosen, ranges, [knob, lowest, highest, points], **AT_ONCE)
-    knob.input(lambda data: ranged(data[knob], data), ranges, [lowest, highest, points], **AT_ONCE)
+    before, span = gr.State(form.method.value), [lowest, highest, points]
+    changed = [form.method.change, form.experts.change]
+    gr.on(changed, chosen, ranges | {before}, [before, knob, *span], **AT_ONCE)
+    knob.input(lambda data: ranged(data[knob], data), ranges, span, **AT_ONCE)
 
 
-def _said(report: SweepReport) -> str:
-    return " ".join([verdict(report), *report.notes])
+def how_many(points: float) -> int:
+    """How many points are asked for; MergeError if that is no number of them."""
+    if not 1 <= points <= MOST_POINTS or points != int(points):
+        raise MergeError(f"Points must be a whole number from 1 to {MOST_POINTS}, not {points:g}.")
+    return int(points)
+
+
+def _said(report: SweepReport, total: int = 0) -> str:
+    """What a sweep shows. total: how many points it will have, if there are more to come."""
+    so_far = [f"**{len(report.points)} of {total} points.**"] if len(report.points) < total else []
+    return " ".join([*so_far, verdict(report), *report.notes])
 
 
 def _recipes(report: SweepReport) -> list[str]:

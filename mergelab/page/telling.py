@@ -15,6 +15,7 @@ import gradio as gr
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Step
 from mergelab.lab.line import Waiting, shared_line
+from mergelab.page.visitors import visitor
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # Queued, as gradio shows no error of an event that is not; any number at once: heavy work waits in a line of our own.
@@ -40,7 +41,7 @@ def told(handler: Callable, place: Any = None) -> Callable:
             if place is None:
                 yield from handler(*given)
                 return
-            for news in shared_line().in_turn(lambda: handler(*given)):
+            for news in shared_line().in_turn(lambda: handler(*given), visitor()):
                 yield {place: news.sentence} if isinstance(news, Waiting) else news
 
     return generator if inspect.isgeneratorfunction(handler) else plain
@@ -57,7 +58,7 @@ def job(status: gr.HTML, verb: str) -> Callable:
         def safe(*given: Any) -> Iterator[dict]:
             said = 0.0
             try:
-                for news in shared_line().in_turn(lambda: handler(*given)):
+                for news in shared_line().in_turn(lambda: handler(*given), visitor()):
                     if isinstance(news, dict):
                         yield news
                     elif isinstance(news, Waiting):
@@ -73,9 +74,9 @@ def job(status: gr.HTML, verb: str) -> Callable:
     return over
 
 
-def stopped(status: str | None) -> Any:
-    """The status line after a job: one that still says 'running' was stopped."""
-    return saying("Stopped. Nothing half-made was kept.") if "ml-running" in (status or "") else gr.skip()
+def stopped(status: str | None, kept: str = "Nothing half-made was kept.") -> Any:
+    """The status line after a job: one that still says 'running' was stopped. kept: what is left of it."""
+    return saying(f"Stopped. {kept}") if "ml-running" in (status or "") else gr.skip()
 
 
 def saying(sentence: str, kind: str = "") -> str:

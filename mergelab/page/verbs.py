@@ -17,12 +17,12 @@ class Verb:
     stop: gr.Button
     status: gr.HTML
 
-    def governs(self, events: Iterable[Any]) -> None:
-        """Stop ends these events; however one ends, the line no longer says that it runs."""
+    def governs(self, events: Iterable[Any], **kept: str) -> None:
+        """Stop ends these events; however one ends, the line no longer says that it runs. kept: as `stopped` has it."""
         events = list(events)
         self.stop.click(None, None, None, cancels=events, **PRIVATE)
         for event in events:
-            event.then(stopped, self.status, self.status, **AT_ONCE)
+            event.then(lambda status: stopped(status, **kept), self.status, self.status, **AT_ONCE)
 
 
 def draw_verb(label: str, key: str, opening: str = "") -> Verb:

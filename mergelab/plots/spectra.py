@@ -7,6 +7,7 @@ title says so; every figure has `alt`.
 """
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#e
 MERGED_COLOUR = "#8b8b95"
 LIVE = "rank kept"  # the fact that follows η in the browser
 GRID = np.arange(101) / 100  # shares of the nuclear norm: η in whole percent
+EVEN, LEAST_RANGE = 0.03, 0.15  # shares of the largest number: what looks even, and how far the colours reach at least
 _MOST_POINTS = 160  # of one curve
 _MOST_LABELS = 36  # of one axis
 
@@ -34,16 +36,39 @@ def fact_heatmap(report: Report, fact: str, eta: float) -> Figure:
     if not layers:
         return empty("No tensor of this model is decomposed.")
     fact = fact if fact in report.facts else report.facts[0]  # a name may come from a browser
-    if fact == LIVE:
+    if follows_eta(report, fact):
         return _rank_heatmap(report, eta)
-    values = [layer.facts[fact] for layer in layers]
-    single = not isinstance(values[0], tuple)
-    rows = ("all experts",) if single else report.experts
-    z = np.array([[v] if single else v for v in values], dtype=float).T  # (row, module)
-    figure = _heat(layers, rows, z, [[_short(x) for x in row] for row in z], f"{fact}: %{{z:.4g}}")
+    z = _cells(report, fact)
+    rows = report.experts if len(z) == len(report.experts) else ("all experts",)
+    figure = _heat(layers, rows, z, _short(z), f"{fact}: %{{z:.4g}}")
+    figure["data"][0] |= dict(zip(("zmin", "zmax"), _colour_range(z)))
     alt = f"Heatmap of {fact}: {len(layers)} modules from left to right, {len(rows)} rows."
     figure["layout"]["meta"] = {"alt": alt, "across": "module", "says": f"{fact}: {FACTS.get(fact, fact)}."}
     return figure
+
+
+def follows_eta(report: Report, fact: str) -> bool:
+    """Whether a fact's heatmap follows η in the browser: other methods than STAR keep ranks of their own."""
+    return fact == LIVE and report.recipe.get("merge_method") == "star"
+
+
+def is_even(report: Report, fact: str) -> bool:
+    """Whether a fact is nearly the same everywhere, so that no column of its heatmap stands out."""
+    z = _cells(report, fact)
+    return bool(np.ptp(z) <= EVEN * np.abs(z).max())
+
+
+def _cells(report: Report, fact: str) -> np.ndarray:
+    """A fact of all decomposed layers, (row, module): a row per expert, or one for all of them."""
+    values = [layer.facts[fact] for layer in report.decomposed]
+    return np.array([v if isinstance(v, tuple) else [v] for v in values], dtype=float).T
+
+
+def _colour_range(z: np.ndarray) -> tuple[float, float]:
+    """The ends of the colours: never so near to each other that numbers which are all but equal look different."""
+    low, high = float(z.min()), float(z.max())
+    missing = max(0.0, LEAST_RANGE * float(np.abs(z).max()) - (high - low))
+    return low - missing / 2, high + missing / 2 or 1.0
 
 
 def _rank_heatmap(report: Report, eta: float) -> Figure:
@@ -53,9 +78,9 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     held = own_etas(report)
     ranks = np.stack([table[:, i, round(eta if own is None else own)] for i, own in enumerate(held)], axis=1)
     z = ranks / full
-    figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "keeps %{text} directions (%{z:.0%})")
+    figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "directions kept: %{text} (%{z:.0%})")
     figure["data"][0] |= {"zmin": 0, "zmax": max(0.05, float((table[:, :, 80] / full).max()))}
-    figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "kept", "side": "right"}}
+    figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "share kept", "side": "right"}}
     size = f"{counted(len(layers), 'module')}, {counted(len(report.experts), 'expert')}"
     alt = f"Heatmap of the share of singular directions kept: {size}."
     figure["layout"]["meta"] = {
@@ -92,7 +117,7 @@ def _heat(layers: Sequence[LayerReport], rows: Sequence[str], z: np.ndarray, tex
         "hovertemplate": "%{customdata}<br>%{y}: " + hover + "<extra></extra>",
         "colorscale": "Viridis",
         "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
-        **({} if crowded else {"texttemplate": "%{text}", "textfont": {"size": 11}}),
+        **({} if crowded else {"texttemplate": "%{text}", "textfont": {"size": _size_of(text)}}),
     }
     axis = {"tickmode": "array", "tickvals": ticks, "ticktext": [short_name(names[i]) for i in ticks], "tickangle": -60}
     layout = {
@@ -179,7 +204,7 @@ def score_bars(rows: Sequence[tuple]) -> Figure:
             "x": list(columns[0]),
             "y": list(values),
             "marker": {"color": colour},
-            "text": [f"{value:.0%}" for value in values],
+            "text": [f"{100 * value:.1f}" for value in values],
             "textposition": "outside",
             "cliponaxis": False,
             "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
@@ -199,7 +224,7 @@ def score_bars(rows: Sequence[tuple]) -> Figure:
 
 def _told(task: str, *scores: float) -> str:
     names = ("base", "expert", "merged", "repaired")
-    return f"{task}: " + ", ".join(f"{name} {score:.0%}" for name, score in zip(names, scores))
+    return f"{task}: " + ", ".join(f"{name} {score:.1%}" for name, score in zip(names, scores))
 
 
 def empty(sentence: str) -> Figure:
@@ -273,8 +298,16 @@ def _points(length: int) -> np.ndarray:
     return np.unique(np.round(np.geomspace(1, length, _MOST_POINTS)).astype(int)) - 1
 
 
-def _short(number: float) -> str:
-    return f"{number:.0f}" if abs(number) >= 10 else f"{number:.2g}"
+def _short(z: np.ndarray) -> list[list[str]]:
+    """Numbers for the cells, with as many decimals as give the largest one two digits."""
+    largest = float(np.abs(z).max())
+    decimals = min(4, max(0, 1 - math.floor(math.log10(largest)))) if largest else 0
+    return [[f"{number:.{decimals}f}" for number in row] for row in z]
+
+
+def _size_of(texts: list[list[str]]) -> int:
+    """How large texts may be that stand side by side in the cells of a heatmap."""
+    return {5: 9, 6: 8}.get(max(len(text) for row in texts for text in row), 11)
 
 
 def _u16(table: np.ndarray) -> str:
