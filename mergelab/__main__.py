@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from mergelab.files import digests
+from mergelab.files.sources import is_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +27,8 @@ def _weights(arguments: Sequence[str]) -> Iterator[Path]:
     """The weight files in the folders that a recipe among the arguments names, as far as a glance shows."""
     for recipe in (Path(word) for word in arguments if word.endswith((".yaml", ".yml"))):
         for source in _texts(yaml.safe_load(recipe.read_text(encoding="utf-8"))):
-            for folder in (Path(part).expanduser() for part in source.split("+")):
-                yield from sorted(folder.glob("*.safetensors")) if folder.is_dir() else ()
+            for folder in filter(is_folder, source.split("+")):
+                yield from sorted(Path(folder).expanduser().glob("*.safetensors"))
 
 
 def _texts(data: object) -> Iterator[str]:

@@ -12,6 +12,11 @@ class MergeError(Exception):
     """Something the person at the screen can mend: what was asked, what was found, what to do."""
 
 
+def broken(name: str, whose: str) -> MergeError:
+    """The error for a tensor that is not finite. whose: the model, as in "the base 'x'"."""
+    return MergeError(f"'{name}' of {whose} holds NaN or an infinity. It is broken: take another checkpoint of it.")
+
+
 def brief(value: object) -> str:
     """A value in an error message: of what is long, deep or its own part, only the beginning."""
     try:

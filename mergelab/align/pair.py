@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, broken
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.maths.heads import HeadProducts, head_products
 from mergelab.symmetry import Element, Group, Heads, Slot, Symmetry, Units, symmetry_of
@@ -71,10 +71,7 @@ class Pair:
             for i, tensor in enumerate(self._both(name, start)):
                 squares[i] += _dot(tensor, tensor)
                 if not math.isfinite(squares[i]):
-                    whose = ("reference", "expert")[i]
-                    raise MergeError(
-                        f"'{name}' of the {whose} holds NaN or an infinity. It is broken: take another copy."
-                    )
+                    raise broken(name, ("the reference", "the expert")[i])
         return squares[0] ** 0.5, squares[1] ** 0.5
 
     def cosine(self, elements: Elements) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mergelab.align.pair import Tensors, shapes_of, wide
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, broken
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.maths.inner import finite
 from mergelab.model import built, outputs, probe
@@ -34,9 +34,9 @@ def selftest(
     """
     config = tensors.config if config is None else config  # a Checkpoint has one
     symmetry = symmetry_of(shapes_of(tensors), config)
-    if broken := next((name for name, tensor in tensors.items() if not finite(tensor)), None):
-        whose = f"'{tensors.source}'" if isinstance(tensors, Checkpoint) else "the model"
-        raise MergeError(f"'{broken}' of {whose} holds NaN or an infinity. It is broken: take another copy.")
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise broken(name, f"'{tensors.source}'" if isinstance(tensors, Checkpoint) else "the model")
     elements = symmetry.random(seed, rotations)
     tensors = {name: wide(tensor) for name, tensor in tensors.items()}  # stored in half precision, rotations round
     moved = {name: symmetry.moved(name, tensor, elements) for name, tensor in tensors.items()}

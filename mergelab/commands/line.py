@@ -36,10 +36,10 @@ from mergelab.table import aligned, check_places, written_to
 _WORKERS = "tensors at a time (default: one per core, or as few as the free memory has room for)"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run one verb; returns the exit status."""
     gc.freeze()  # what is imported by now stays: not to be searched for garbage, nor taken apart at the end
-    parser, arguments = _parser(), sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2)

@@ -42,10 +42,10 @@ def inner_products(deltas: Sequence[Delta]) -> Tensor:
 
     Two low-rank deltas: ⟨BA, DC⟩ = ⟨BᵀD, ACᵀ⟩; a low-rank and a dense one: ⟨BA, Δ⟩ = ⟨A, BᵀΔ⟩.
     """
-    if all(isinstance(delta, Tensor) and not is_unmoved(delta) for delta in deltas):
-        return _dense_products(list(deltas))
     gram = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
     whole = [i for i, delta in enumerate(deltas) if isinstance(delta, Tensor) and not is_unmoved(delta)]
+    if len(whole) == len(deltas):
+        return _dense_products(list(deltas))
     if whole:
         index = torch.tensor(whole)
         gram[index[:, None], index] = _dense_products([deltas[i] for i in whole])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergelab.errors import MergeError
+from mergelab.errors import MergeError, broken
 from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
@@ -23,7 +23,8 @@ from mergelab.maths.inner import finite
 from mergelab.maths.spectral import factors
 from mergelab.merging.output import new_folder
 from mergelab.planning.fit import Fitted, fit, fitted
-from mergelab.planning.plan import broken, is_matrix, is_table, names_to_merge, opened_base
+from mergelab.planning.opened import opened_base
+from mergelab.planning.plan import is_matrix, is_table, names_to_merge
 
 _STORES_IN_OUT = ("gpt2", "openai-gpt")  # their matrices are Conv1D's: (in, out)
 
@@ -99,9 +100,10 @@ def _change(name: str, base: Checkpoint, model: Checkpoint | Fitted) -> Tensor:
     for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
         if not finite(tensor):
             raise broken(name, whose)
-    if not finite((end - start).float()):
+    change = end - start
+    if not finite(change.float()):
         raise _too_large(name)
-    return end - start
+    return change
 
 
 def _too_large(name: str) -> MergeError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.files.sources import revision_of
+from mergelab.files.stamp import Stamp, stamp_of
 from mergelab.planning.plan import Plan
 
 
@@ -19,6 +20,11 @@ def input_files(plan: Plan) -> dict[str, list[Path]]:
             mine = _paths(expert.adapter.path.parent, {expert.adapter.path.name, "adapter_config.json"})
             found.setdefault(expert.adapter.source, mine)
     return found
+
+
+def stamps(plan: Plan) -> dict[Path, Stamp]:
+    """Each of these files as it is now."""
+    return {path: stamp_of(path) for paths in input_files(plan).values() for path in paths}
 
 
 def inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, dict[str, str]]:

@@ -11,8 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mergelab.files.stamp import stamp_of
-from mergelab.merging.inputs import input_files
+from mergelab.merging.inputs import stamps
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport
 
@@ -64,8 +63,7 @@ def fingerprint(plan: Plan, device: Any) -> str:
         str(device).split(":")[0],
         *map(_version, ("torch", "numpy", "mergelab")),
     ]
-    for path in sorted({path for paths in input_files(plan).values() for path in paths}):
-        said.append(stamp_of(path))
+    said += [stamp for _, stamp in sorted(stamps(plan).items())]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+
 _TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc's mallopt
 _LARGE = 1 << 30  # bytes
 CONTAINER = "/sys/fs/cgroup"  # where Linux says what a container may take
@@ -32,8 +34,7 @@ def reused() -> Iterator[None]:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that no memory was to be had, of the processor or of an accelerator."""
-    kind = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    return kind or "allocate memory" in str(error)  # as torch says of the processor's
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)  # torch's CPU
 
 
 def peak_mb() -> float:

@@ -18,11 +18,11 @@ import torch
 
 from mergelab.errors import MergeError
 from mergelab.files.digests import hashed
-from mergelab.files.stamp import Stamp, check_unchanged, stamp_of
+from mergelab.files.stamp import check_unchanged
 from mergelab.maths.inner import finite, is_unmoved, unmoved
 from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
-from mergelab.merging.inputs import input_files, inputs
+from mergelab.merging.inputs import inputs, stamps
 from mergelab.merging.journal import fingerprint
 from mergelab.merging.measure import Measures
 from mergelab.merging.memory import is_lack_of_memory, peak_mb
@@ -57,7 +57,7 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
     What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
     MergeError if an input is not the same at the end as at the beginning.
     """
-    started, crew, mark, stamps = time.monotonic(), team(), fingerprint(plan, device), _stamps(plan)
+    started, crew, mark, begun_with = time.monotonic(), team(), fingerprint(plan, device), stamps(plan)
     with ExitStack() as stack:
 
         def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
@@ -67,16 +67,16 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
 
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
-        digests = stack.enter_context(hashed(crew.share({path: stamp.size for path, stamp in stamps.items()})))
+        digests = stack.enter_context(hashed(crew.share({path: stamp.size for path, stamp in begun_with.items()})))
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)
-        crew.each(lambda: check_unchanged(stamps))
+        crew.each(lambda: check_unchanged(begun_with))
         known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
         notes = (*notes, *_taken_over(done), *why, *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
             report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))
-            check_unchanged(stamps)  # not one of them, while all of that was read
+            check_unchanged(begun_with)  # not one of them, while all of that was read
             write_papers(folder, plan, report)
     return report
 
@@ -184,10 +184,6 @@ def _still(plan: Plan, layer: Layer) -> Merged | None:
         return None
     counts = {name: count * layer.base.numel() for name, count in said.counts.items()}
     return replace(said, delta=unmoved(layer.base), counts=counts)
-
-
-def _stamps(plan: Plan) -> dict[Path, Stamp]:
-    return {path: stamp_of(path) for paths in input_files(plan).values() for path in paths}
 
 
 def _taken_over(done: dict[str, LayerReport]) -> tuple[str, ...]:

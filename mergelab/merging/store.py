@@ -47,9 +47,9 @@ class Store:
     with the folder; nothing that does keeps the factors from being found.
     """
 
-    def __init__(self, folder: Path | None, memory: int, disk: int):
+    def __init__(self, folder: Path | None, memory: int, disk: int, troubles: tuple[str, ...] = ()):
         self.folder, self.memory, self.disk = folder if disk > 0 else None, memory, disk
-        self.troubles: tuple[str, ...] = ()
+        self.troubles = troubles
         self._contents: dict[Hashable, str] = {}
         self._held: OrderedDict[str, Factors] = OrderedDict()
         self._held_bytes, self._lock = 0, threading.Lock()
@@ -222,17 +222,18 @@ class Lookups:
 @cache
 def shared_store() -> Store:
     """The store of this process, as the environment bounds it."""
-    place, homeless = os.environ.get("MERGELAB_CACHE", ""), ()
+    folder, troubles = _place(os.environ.get("MERGELAB_CACHE", ""))
+    return Store(folder, _megabytes("MERGELAB_STORE_MB", 512), _megabytes("MERGELAB_CACHE_MB", 2048), troubles)
+
+
+def _place(asked: str) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder that factors are kept in, and what is wrong with it."""
+    if asked.lower() == "off":
+        return None, ()
     try:
-        folder = None if place.lower() == "off" else Path(place or "~/.cache/mergelab/factors").expanduser()
+        return Path(asked or "~/.cache/mergelab/factors").expanduser(), ()
     except RuntimeError as error:  # a user without a home, as containers have them
-        folder, homeless = (
-            None,
-            (f"Factors are not kept on disk ({error}): set MERGELAB_CACHE to a folder, or 'off'.",),
-        )
-    store = Store(folder, _megabytes("MERGELAB_STORE_MB", 512), _megabytes("MERGELAB_CACHE_MB", 2048))
-    store.troubles = homeless
-    return store
+        return None, (f"Factors are not kept on disk ({error}): set MERGELAB_CACHE to a folder, or 'off'.",)
 
 
 def _megabytes(name: str, default: int) -> int:

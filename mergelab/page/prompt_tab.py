@@ -13,6 +13,7 @@ from mergelab.page.form import Form
 from mergelab.page.merge_tab import described
 from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
+from mergelab.recipes.recipe import Expert
 from mergelab.step import Step
 from mergelab.words import counted
 
@@ -95,7 +96,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         columns |= {of_merged: run.folder} if run else {}
         settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
         steps = len(columns) + (run is not None and data[task] != UNREPAIRED)
-        titles = {of_base: "Base", of_expert: f"Expert: {_name(data[expert])}", of_repaired: "Repaired"}
+        titles = {of_base: "Base", of_expert: f"Expert: {Expert(data[expert]).name}", of_repaired: "Repaired"}
         titles |= {of_merged: f"Merged: {METHODS[run.recipe.method].title}" if run else "Merged: nothing yet"}
         yield {box: gr.update(value="", label=title) for box, title in titles.items()}
         yield Step(0, steps, "loading the models")
@@ -162,7 +163,3 @@ def _experts(base: str, experts: list[str]) -> list[tuple[str, str]]:
     """Whom one can ask: the experts of the merge, and those of the bundled tasks that it leaves out."""
     others = [one for one in experts_by_task(experts).values() if base == FAMILY and one not in experts]
     return [*((one, one) for one in experts), *((f"{one} (not in this merge)", one) for one in others)]
-
-
-def _name(source: str) -> str:
-    return source.rstrip("/").rpartition("/")[2]

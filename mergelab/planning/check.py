@@ -19,17 +19,8 @@ from mergelab.files.sources import revision_of
 from mergelab.files.vocabulary import embedding_among, tokens_of
 from mergelab.method import MergeMethod, method_named
 from mergelab.planning.estimate import Estimate, estimate, is_spectral
-from mergelab.planning.plan import (
-    OpenedExpert,
-    check_count,
-    fit_of,
-    names_to_merge,
-    opened_base,
-    opened_expert,
-    plan,
-    split,
-    without_base,
-)
+from mergelab.planning.opened import OpenedExpert, opened_base, opened_expert, split
+from mergelab.planning.plan import check_count, fit_of, names_to_merge, plan, without_base
 from mergelab.planning.provenance import doubts, kinship
 from mergelab.recipes.recipe import Recipe
 from mergelab.words import counted
@@ -186,5 +177,5 @@ def _model(source: str, name: str, base: Checkpoint, own: Any, expert: OpenedExp
         tokens=len(tokens) if tokens else None,
         tied=own is not None and own.config.get("tie_word_embeddings") is True,
         revision=revision_of(folder),
-        kinship=(expert and _attempt(lambda: kinship(expert, base), [])) or "",
+        kinship=(_attempt(lambda: kinship(expert, base), []) if expert else "") or "",
     )

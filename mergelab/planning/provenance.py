@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from mergelab.files.vocabulary import differing_rows
-from mergelab.planning.plan import OpenedExpert
+from mergelab.planning.opened import OpenedExpert
 
 # What a fine-tune may change in its configuration without being another model.
 _FREE = {"dtype", "torch_dtype", "transformers_version", "use_cache", "vocab_size", "pad_token_id", "eos_token_id"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.headers import headers_of
 from mergelab.files.sources import folder_of
-from mergelab.planning.plan import split
+from mergelab.planning.opened import split
 from mergelab.recipes.recipe import Recipe
 from mergelab.repair import FEWEST, MODES, MOST, How
 from mergelab.repair.calibration import Sample, read_samples, read_tensors
