@@ -21,6 +21,8 @@ from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
 from mergelab.report import Fact
 from mergelab.setting import Choice, Knob, Setting, Switch
 
+Factorise = Callable[[int, Wanted | None], Factors]  # (an expert's index, what is wanted) -> factors of its delta
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -28,9 +30,10 @@ class Layer:
 
     base: float32 (float64 where the base is), any shape. deltas: one per expert, expert minus base, in that dtype;
     dense in the base's shape, or LowRank. weights: (expert,). decompose: the tensor is a matrix whose singular
-    directions mean something (not an embedding). factorise: (expert's index, wanted) -> Factors of that delta, where
-    they are kept somewhere; else they are computed. experts: their names; with the seed, they decide what is random.
-    seen: what the method's survey of the whole tensor found, where it has one; the layer may then be some of its rows.
+    directions mean something (not an embedding). factorise: where factors are kept, and where the layer is some rows of
+    a tall matrix, of which all are factorised; else they are computed. experts: their names; with the seed, they decide
+    what is random. seen: what the method's survey of the whole tensor found, where it has one; the layer may then be
+    some of its rows.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Layer:
     deltas: tuple[Delta, ...]
     weights: Tensor
     decompose: bool = False
-    factorise: Callable[[int, Wanted | None], Factors] | None = None
+    factorise: Factorise | None = None
     experts: tuple[str, ...] = ()
     seed: int = 0
     seen: Any = None
@@ -177,6 +180,7 @@ class MergeMethod:
     function: Callable[..., Merged]
     entrywise: str = "never"  # which layers it merges entry by entry: never, tables (what is not decomposed), always
     survey: Callable[..., Any] | None = None  # what it must know of the whole tensor before it can do so
+    rowwise: bool = False  # a matrix to decompose is merged row by row, once its deltas' right factors are known
     refusal: Callable[..., str] | None = None  # why it cannot merge with such weights; "" if it can
     most: int | None = None  # experts that it takes
     base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
@@ -256,6 +260,7 @@ def merge_method(
     base_apart: bool = False,
     entrywise: str = "never",
     survey: Callable[..., Any] | None = None,
+    rowwise: bool = False,
     refusal: Callable[..., str] | None = None,
     memory: float = 4,
     idle: tuple[str, ...] = (),
@@ -264,15 +269,17 @@ def merge_method(
 
     entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
     deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
-    merged in parts. survey: (Whole, the settings) -> what is then `seen`. refusal: (the weights of the experts, the
-    settings) -> why they cannot be merged, "" if they can. memory: how many float32 matrices of the layer's shape it
-    holds at most, for the base and for each delta, beside those. idle: what mergekit's recipes may set for it without
+    merged in parts. survey: (Whole, the settings) -> what is then `seen`. rowwise: where `layer.factors` are right,
+    a row of the answer depends on these and on the same row of the deltas and the base alone, and all facts are of the
+    factors: so tall matrices are merged in parts, too. refusal: (the weights of the experts, the settings) -> why they
+    cannot be merged, "" if they can. memory: how many float32 matrices of the layer's shape it holds at most, for the
+    base and for each delta, beside those. idle: what mergekit's recipes may set for it without
     any effect, beside `int8_mask`, which says how mergekit holds its masks.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
         traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey, "memory": memory}
-        traits["refusal"] = refusal
+        traits["refusal"], traits["rowwise"] = refusal, rowwise
         traits["idle"] = ("int8_mask", *idle)
         settings = _settings(function)
         return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))

@@ -24,10 +24,10 @@ def left_factors(matrices: Sequence[Tensor], count: Count) -> Found:
 
     Raises LinAlgError where no road leads to an end, as with numbers that are not finite.
     """
+    first = matrices[0]
     if not any(matrix[:1].any() or matrix.any() for matrix in matrices):
-        rows = len(matrices[0])
-        return matrices[0].new_zeros(rows, dtype=torch.float64), matrices[0].new_zeros(rows, 0).double(), "zero"
-    by_steps = len(matrices[0]) > SMALL and matrices[0].device.type == "cpu" and lapack.available()
+        return first.new_zeros(len(first), dtype=torch.float64), first.new_zeros(len(first), 0).double(), "zero"
+    by_steps = len(first) > SMALL and first.device.type == "cpu" and lapack.available()
     roads = [_some_by_lapack, _all_by_lapack] if by_steps else []
     failed: list[str] = []
     for road in [*roads, _by_eigh]:
@@ -43,8 +43,8 @@ def left_factors(matrices: Sequence[Tensor], count: Count) -> Found:
 
 def row_gram(matrices: Sequence[Tensor]) -> Tensor:
     """Σ M Mᵀ, (rows, rows) float64; only the upper triangle is sure to be filled."""
-    rows = len(matrices[0])
-    gram = torch.zeros(rows, rows, dtype=torch.float64, device=matrices[0].device)
+    first = matrices[0]
+    rows, gram = len(first), first.new_zeros(len(first), len(first), dtype=torch.float64)
     fast = rows > SMALL and gram.device.type == "cpu" and lapack.available()
     for matrix in matrices:
         for part in matrix.split(max(1, CHUNK // max(rows, 1)), 1):

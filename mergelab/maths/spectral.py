@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.gram import left_factors
+from mergelab.maths.tall import Tall
 
 STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
 APART = 1e-3  # columns with as much of their own are orthonormal to 1e-10 when their Cholesky factor is taken out
@@ -78,14 +79,22 @@ def dense(delta: Delta) -> Tensor:
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 
+def nothing(matrix: Tensor) -> Factors:
+    """The factors of a matrix that is known to be zero."""
+    rows, columns = matrix.shape
+    return Factors(matrix.new_zeros(0, dtype=torch.float64), matrix.new_zeros(min(rows, columns), 0), rows <= columns)
+
+
 def no_vectors(values: Tensor) -> int:
     """What to ask of `factors` when the spectrum alone is needed."""
     return 0
 
 
-def factors(matrix: Delta, wanted: Wanted | None = None) -> Factors:
+def factors(matrix: Delta | Tall, wanted: Wanted | None = None) -> Factors:
     """The singular values of a matrix (out, in) and leading vectors of its smaller side: all, if `wanted` is None."""
-    if isinstance(matrix, LowRank) or matrix.shape[0] <= matrix.shape[1]:
+    if isinstance(matrix, Tall):
+        return replace(_side_by_side(matrix.turned, wanted), left=False)
+    if matrix.shape[0] <= matrix.shape[1]:
         return joint_factors([matrix], wanted)
     return replace(joint_factors([matrix.T], wanted), left=False)
 

@@ -8,15 +8,20 @@ from torch import Tensor
 
 from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
 from mergelab.maths.spectral import factors, no_vectors
+from mergelab.maths.tall import Tall
 from mergelab.method import Layer, Merged, shares
 from mergelab.report import LayerReport
 
 
 class Measures:
-    """Sums over the parts of one tensor, and the LayerReport that they make. experts: their names."""
+    """Sums over the parts of one tensor, and the LayerReport that they make.
 
-    def __init__(self, experts: tuple[str, ...]):
-        self.experts = experts
+    experts: their names. curves: whether spectra are wanted, too.
+    """
+
+    def __init__(self, experts: tuple[str, ...], curves: bool = False):
+        self.experts, self.curves = experts, curves
+        self.deltas: list[Tensor] = []  # what was merged, where its spectrum is wanted
         self.base = self.merged = 0.0  # squared norms
         self.products = torch.zeros(len(experts), len(experts), dtype=torch.float64)
         self.counts: dict[str, Tensor] = {}
@@ -28,8 +33,10 @@ class Measures:
         self.products += inner_products(layer.deltas)
         for name, count in merged.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count.cpu()
+        if self.curves and layer.decompose:
+            self.deltas.append(merged.delta)
 
-    def report(self, layer: Layer, merged: Merged, shape: tuple[int, ...], curves: bool) -> LayerReport:
+    def report(self, layer: Layer, merged: Merged, shape: tuple[int, ...]) -> LayerReport:
         """What there is to say. layer, merged: the last part, or the whole."""
         size = self.base**0.5 or 1.0
         norms = self.products.diagonal().sqrt().tolist()
@@ -41,17 +48,17 @@ class Measures:
             "cosine of deltas": mean_cosine(self.products),
         }
         equal = tuple(name for name, norm in zip(self.experts, norms) if norm == 0)
-        found = _curves(layer, merged) if curves and layer.decompose else {}
+        found = self._curves(layer, merged, shape) if self.deltas else {}
         roads = tuple(dict.fromkeys(merged.roads))
         return LayerReport(layer.name, shape, layer.decompose, facts, found, equal, roads)
 
-
-def _curves(layer: Layer, merged: Merged) -> dict[str, tuple]:
-    curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors(no_vectors))}
-    still = is_unmoved(merged.delta)
-    curves["merged_singular_values"] = () if still else _rounded(factors(merged.delta, no_vectors).values)
-    rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
-    return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
+    def _curves(self, layer: Layer, merged: Merged, shape: tuple[int, ...]) -> dict[str, tuple]:
+        curves: dict[str, tuple] = {"singular_values": tuple(_rounded(f.values) for f in layer.factors(no_vectors))}
+        still = all(map(is_unmoved, self.deltas))
+        whole = self.deltas[0] if len(self.deltas) == 1 else Tall(shape, self.deltas)
+        curves["merged_singular_values"] = () if still else _rounded(factors(whole, no_vectors).values)
+        rows = {name: curve if curve.dim() == 1 else [*curve] for name, curve in merged.curves.items()}
+        return curves | {n: _rounded(c) if isinstance(c, Tensor) else tuple(map(_rounded, c)) for n, c in rows.items()}
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:

@@ -20,6 +20,8 @@ from mergelab.errors import MergeError
 from mergelab.files.digests import hashed
 from mergelab.files.stamp import check_unchanged
 from mergelab.maths.inner import finite, is_unmoved, unmoved
+from mergelab.maths.spectral import LowRank, dense
+from mergelab.maths.tall import Pieces, Tall
 from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
 from mergelab.merging.inputs import inputs, stamps
@@ -111,18 +113,20 @@ class _Job:
 
     def done(self, name: str) -> LayerReport:
         """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
-        measures = Measures(self.plan.recipe.names)
-        whole = self.diagnose or (self.weights is None and self.plan.decomposes(name))
-        some = [None] if whole else parts(self.plan, name)
-        seen = self._surveyed(name, some) if len(some) > 1 else None
+        measures = Measures(self.plan.recipe.names, curves=self.weights is None)
+        some = [None] if self.diagnose else parts(self.plan, name)
+        in_rows = len(some) > 1 and self.plan.decomposes(name)
         origins = self.plan.origins(name)  # before the first byte is read, so that a change since would be seen
+        seen = self._surveyed(name, some) if len(some) > 1 and not in_rows else None
+        shared = self.kept.factorise(self._tall(name, some), origins) if in_rows else None
         for rows in some:
-            layer = self.kept.layer(replace(self.plan.layer(name, self.device, rows), seen=seen), origins)
-            merged = merged_layer(self.plan, layer)
+            layer = replace(self.plan.layer(name, self.device, rows), seen=seen)
+            layer = replace(layer, factorise=shared) if in_rows else self.kept.layer(layer, origins)
+            merged = merged_layer(self.plan, layer, alone=not in_rows)
             measures.add(layer, merged)
             if self.weights:
                 self._put(layer, merged, rows.start if rows else 0)
-        report = measures.report(layer, merged, self.plan.base.entries[name].shape, curves=self.weights is None)
+        report = measures.report(layer, merged, self.plan.base.entries[name].shape)
         if self.weights:
             self.weights.note(report)
         if self.diagnose:
@@ -140,6 +144,17 @@ class _Job:
         whole = Whole(size, len(self.plan.experts), walk)
         return self.plan.method.surveyed(whole, **self.plan.settings_at(name))
 
+    def _tall(self, name: str, some: Sequence[slice]) -> list[LowRank | Tall]:
+        """Each expert's delta of a tall matrix, read some rows at a time; of an adapter, its factors."""
+
+        def one(expert: int) -> LowRank | Tall:
+            read = Pieces(len(some), lambda index: self.plan.delta(name, expert, self.device, some[index]))
+            if all(isinstance(piece, LowRank) for piece in read):
+                return LowRank(torch.cat([piece.left for piece in read]), read[0].right)
+            return Tall(self.plan.base.entries[name].shape, Pieces(len(some), lambda index: dense(read[index])))
+
+        return [one(expert) for expert in range(len(self.plan.experts))]
+
     def _put(self, layer: Layer, merged: Merged, first: int) -> None:
         """Write base plus delta, a few rows at a time, so that the sum of a large table takes no memory."""
         if not layer.base.dim():
@@ -150,9 +165,12 @@ class _Job:
             self.weights.put(layer.name, layer.base[some] + merged.delta[some], first + start)
 
 
-def merged_layer(plan: Plan, layer: Layer) -> Merged:
-    """What the plan makes of one layer; MergeError if it fits neither into memory nor into numbers."""
-    if all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
+def merged_layer(plan: Plan, layer: Layer, alone: bool = True) -> Merged:
+    """What the plan makes of one layer; MergeError if it fits neither into memory nor into numbers.
+
+    alone: what there is to say of it does not depend on other rows of the same matrix.
+    """
+    if alone and all(map(is_unmoved, layer.deltas)) and (still := _still(plan, layer)):
         return still
     try:
         merged = plan.method(layer, **plan.settings_at(layer.name))

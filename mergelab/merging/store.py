@@ -30,8 +30,9 @@ from torch import Tensor
 from mergelab.errors import MergeError
 from mergelab.maths import spectral
 from mergelab.maths.inner import is_unmoved
-from mergelab.maths.spectral import Delta, Factors, Wanted
-from mergelab.method import Layer
+from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
+from mergelab.maths.tall import Tall
+from mergelab.method import Factorise, Layer
 
 VERSION = "3"  # raise it when the same delta gets other factors than before
 AMOUNTS = ("none", "quarter", "all")  # how many vectors are computed: fewer cost less, and most merges need a quarter
@@ -60,7 +61,7 @@ class Store:
         """The bytes of what is kept in memory."""
         return self._held_bytes
 
-    def factors(self, delta: Delta, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
+    def factors(self, delta: Delta | Tall, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
         """The factors of a delta, at least those wanted, and whether they were kept from before.
 
         origin: where the delta was read, so that what was hashed once in this process is not hashed again.
@@ -68,17 +69,17 @@ class Store:
         vectors there; a quarter of them and all differ in their last bits, and what a merge writes must not depend on
         what was asked before.
         """
-        if isinstance(delta, spectral.LowRank):
+        if isinstance(delta, LowRank):
             return spectral.factors(delta, wanted), False  # as quick as looking it up
         if is_unmoved(delta):
-            return Factors(delta.new_zeros(0, dtype=torch.float64), delta.new_zeros(delta.shape[0], 0), True), False
+            return spectral.nothing(delta), False
         if not self.folder and not self.memory:
             return _in_own_precision(spectral.factors(delta, wanted), delta), False
         content = self._content(delta, origin)
         known = self._known(content, delta, wanted)
         return (self._made(content, delta, wanted), False) if known is None else (known, True)
 
-    def _known(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors | None:
+    def _known(self, content: str, delta: Tensor | Tall, wanted: Wanted | None) -> Factors | None:
         for amount in AMOUNTS:
             found = self._recalled(content, amount, delta)
             if found is not None:
@@ -86,7 +87,7 @@ class Store:
                 return found if right in (amount, "none") else self._recalled(content, right, delta)
         return None
 
-    def _content(self, delta: Tensor, origin: Origin) -> str:
+    def _content(self, delta: Tensor | Tall, origin: Origin) -> str:
         if origin is None:
             return _content(delta)
         key = (origin, delta.dtype, delta.device.type)
@@ -94,7 +95,7 @@ class Store:
             self._contents[key] = _content(delta)
         return self._contents[key]
 
-    def _made(self, content: str, delta: Tensor, wanted: Wanted | None) -> Factors:
+    def _made(self, content: str, delta: Tensor | Tall, wanted: Wanted | None) -> Factors:
         made = spectral.factors(delta, lambda values: _count(_amount(values, delta, wanted), delta))
         made = _in_own_precision(made, delta)
         key = f"{content}-{_amount(made.values, delta, wanted)}"
@@ -103,7 +104,7 @@ class Store:
             self._write(key, made)
         return made
 
-    def _recalled(self, content: str, amount: str, delta: Tensor) -> Factors | None:
+    def _recalled(self, content: str, amount: str, delta: Tensor | Tall) -> Factors | None:
         key = f"{content}-{amount}"
         with self._lock:
             if key in self._held:
@@ -192,12 +193,20 @@ class Lookups:
 
     def layer(self, layer: Layer, origins: Sequence[Origin] | None = None) -> Layer:
         """The layer, with factors from the store. origins: where each delta was read, or None for one."""
-        known = origins or [None] * len(layer.deltas)
-        return replace(
-            layer, factorise=lambda expert, wanted: self._factors(layer.deltas[expert], wanted, known[expert])
-        )
+        return replace(layer, factorise=self.factorise(layer.deltas, origins))
 
-    def _factors(self, delta: Delta, wanted: Wanted | None, origin: Origin = None) -> Factors:
+    def factorise(self, deltas: Sequence[Delta | Tall], origins: Sequence[Origin] | None = None) -> Factorise:
+        """Finds factors of deltas in the store, and remembers those that it has found for as long as it is there."""
+        known: dict[int, Factors] = {}
+
+        def found(expert: int, wanted: Wanted | None) -> Factors:
+            if expert not in known or not known[expert].suffice(wanted):
+                known[expert] = self._factors(deltas[expert], wanted, origins[expert] if origins else None)
+            return known[expert]
+
+        return found
+
+    def _factors(self, delta: Delta | Tall, wanted: Wanted | None, origin: Origin = None) -> Factors:
         factors, found = self.store.factors(delta, wanted, origin)
         with self._lock:
             self.asked, self.found = self.asked + 1, self.found + found
@@ -243,11 +252,12 @@ def _megabytes(name: str, default: int) -> int:
     return int(text) << 20
 
 
-def _content(delta: Tensor) -> str:
+def _content(delta: Tensor | Tall) -> str:
     """What names a delta: the hash of its entries, its shape and its dtype."""
     made_by = f"{_made_by()} {delta.device.type}"
     digest = hashlib.sha256(f"{made_by} {delta.dtype} {tuple(delta.shape)}".encode())
-    digest.update(delta.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for piece in delta.pieces if isinstance(delta, Tall) else [delta]:
+        digest.update(piece.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -256,25 +266,25 @@ def _made_by() -> str:
     return f"{VERSION} {version('torch')} {version('numpy')}"
 
 
-def _amount(values: Tensor, delta: Tensor, wanted: Wanted | None) -> str:
+def _amount(values: Tensor, delta: Tensor | Tall, wanted: Wanted | None) -> str:
     """Which of AMOUNTS is computed where so many vectors are wanted."""
     count = len(values) if wanted is None else wanted(values)
     return "none" if count == 0 else "quarter" if count <= _count("quarter", delta) else "all"
 
 
-def _in_own_precision(factors: Factors, delta: Tensor) -> Factors:
+def _in_own_precision(factors: Factors, delta: Tensor | Tall) -> Factors:
     return replace(factors, vectors=factors.vectors.to(delta.dtype).contiguous())
 
 
-def _count(amount: str, delta: Tensor) -> int:
+def _count(amount: str, delta: Tensor | Tall) -> int:
     return {"none": 0, "quarter": min(delta.shape) // 4, "all": min(delta.shape)}[amount]
 
 
-def _on(delta: Tensor, factors: Factors) -> Factors:
+def _on(delta: Tensor | Tall, factors: Factors) -> Factors:
     return replace(factors, values=factors.values.to(delta.device), vectors=factors.vectors.to(delta.device))
 
 
-def _fits(factors: Factors, delta: Tensor) -> bool:
+def _fits(factors: Factors, delta: Tensor | Tall) -> bool:
     """Whether what was read can be the factors of this delta at all."""
     values, vectors, side = factors.values, factors.vectors, delta.shape[0 if factors.left else 1]
     whole = values.dim() == 1 and vectors.dim() == 2 and vectors.shape[0] == side and vectors.dtype == delta.dtype

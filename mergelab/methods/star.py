@@ -6,7 +6,7 @@ from mergelab.maths.spectral import Factors, effective_rank, rank_keeping, total
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("STAR", paper="2502.10339", entrywise="tables", memory=2)
+@merge_method("STAR", paper="2502.10339", entrywise="tables", rowwise=True, memory=2)
 def star(
     layer: Layer,
     *,
@@ -30,7 +30,7 @@ def star(
     delta = total(layer.leading(factors, ranks, shares)).to(layer.base.dtype)
     facts = {
         "rank kept": tuple(map(float, ranks)),
-        "rank kept, share": tuple(r / min(layer.base.shape) for r in ranks),
+        "rank kept, share": tuple(r / len(f.vectors) for f, r in zip(factors, ranks)),
         "gain": tuple(gains),
         "energy kept": tuple(_energy(f, r) for f, r in zip(factors, ranks)),
         "effective rank": tuple(effective_rank(f.values) for f in factors),

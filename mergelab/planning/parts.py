@@ -6,21 +6,28 @@ from mergelab.planning.plan import Plan
 
 PART = 1 << 18  # entries of a tensor that are merged at a time, where each entry is merged on its own
 WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same
+TALL = 2  # so many times more rows than columns make a matrix tall
+_FACTORS = 6  # square matrices of float32 that the factors of one delta take, while they are found
 
 
 def parts(plan: Plan, name: str) -> list[slice | None]:
-    """The rows that are merged at a time: all at once (None), or few where the recipe treats each entry on its own.
+    """The rows that are merged at a time: all at once (None), or few where the recipe treats each of them on its own.
 
     They depend on the shape alone: not on how much memory there is, nor on who works.
     """
     shape = plan.base.entries[name].shape
     whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
     decompose = plan.decomposes(name)
-    entrywise = plan.method.goes_by_entries(decompose) and not (decompose and plan.steps)
-    if whole or not entrywise or prod(shape) <= WHOLE:
+    alone = plan.method.goes_by_entries(decompose) or (plan.method.rowwise and is_tall(shape))
+    if whole or not alone or (decompose and plan.steps) or prod(shape) <= WHOLE:
         return [None]
     step = rows_at_a_time(shape)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def is_tall(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix has so many rows that its right singular vectors take little room beside it."""
+    return len(shape) == 2 and shape[0] >= TALL * shape[1]
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
@@ -31,5 +38,7 @@ def rows_at_a_time(shape: tuple[int, ...]) -> int:
 def held(plan: Plan, name: str) -> int:
     """The bytes that are held while a tensor is merged, about: base and deltas, and what the method makes of them."""
     shape = plan.base.entries[name].shape
-    entries = prod(shape) if parts(plan, name) == [None] else rows_at_a_time(shape) * prod(shape[1:])
-    return round(4 * entries * (len(plan.experts) + 1) * (1 + plan.method.memory))
+    some = parts(plan, name)
+    entries = prod(shape) if some == [None] else rows_at_a_time(shape) * prod(shape[1:])
+    shared = _FACTORS * shape[1] ** 2 if len(some) > 1 and plan.decomposes(name) else 0
+    return round(4 * (entries * (len(plan.experts) + 1) * (1 + plan.method.memory) + shared * len(plan.experts)))

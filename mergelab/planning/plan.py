@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mergelab.methods  # noqa: F401  fills METHODS
 from mergelab.align.calibration import bundled_batches
@@ -21,6 +22,7 @@ from mergelab.files.sources import folder_of, is_same_source
 from mergelab.files.tokenizer import check_tokenizer, chosen_template
 from mergelab.files.vocabulary import embedding_among
 from mergelab.maths.inner import finite
+from mergelab.maths.spectral import Delta
 from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.planning.fit import Fit, fit, fitted, only_theirs
 from mergelab.planning.opened import OpenedExpert, opened_base, opened_expert, tied_heads, widened
@@ -98,14 +100,23 @@ class Plan:
 
         MergeError names who holds NaN or an infinity.
         """
-        stored = self.base.read(name, rows)
-        if not finite(stored):
-            raise broken(name, f"the base '{self.base.source}'")
+        stored = self._stored(name, rows)
         base = widened(stored)
         deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
         named = {"experts": self.recipe.names, "seed": self.recipe.seed}
         return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
+
+    def delta(self, name: str, expert: int, device: torch.device | str, rows: slice | None = None) -> Delta:
+        """What one expert changes of a tensor, or of some rows of it; expert: its place. MergeError as of `layer`."""
+        stored = self._stored(name, rows)
+        return self.experts[expert].delta(name, stored, widened(stored), rows).to(device)
+
+    def _stored(self, name: str, rows: slice | None) -> Tensor:
+        stored = self.base.read(name, rows)
+        if not finite(stored):
+            raise broken(name, f"the base '{self.base.source}'")
+        return stored
 
     def origins(self, name: str) -> list[Hashable | None]:
         """For each expert, what cannot change without its delta's changing; None where that is not so simple."""
