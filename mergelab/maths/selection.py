@@ -92,16 +92,25 @@ def _bracket(sample: numpy.ndarray, share: float) -> tuple[float, float]:
     return sample[low] if low >= 0 else -numpy.inf, sample[high] if high < size else numpy.inf
 
 
-def within(values: Tensor, low: float, high: float) -> tuple[int, Tensor]:
-    """How many entries are above `high`, and the flat indices of those in [low, high]. Few of these are expected."""
-    flat = values.flatten()
-    if not _fast(flat):
-        return int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten()
-    above, found = 0, []
-    for i, (_, over, inside) in enumerate(_parts(flat.numpy(), low, high)):
-        above += numpy.count_nonzero(over)
-        found.append(numpy.flatnonzero(inside) + i * BLOCK)
-    return int(above), torch.from_numpy(numpy.concatenate(found)) if found else flat.new_zeros(0, dtype=torch.long)
+def within(pieces: Iterable[Tensor], low: float, high: float) -> tuple[int, Tensor]:
+    """How many entries are above `high`, and the indices of those in [low, high], counted through all pieces.
+
+    Few of these are expected.
+    """
+    above = start = count = 0
+    found = torch.empty(FEW, dtype=torch.long)  # one tensor that grows: many small ones would tear memory to pieces
+    for piece in pieces:
+        flat = piece.reshape(-1)
+        if _fast(flat):
+            flat = flat.numpy()
+            over, inside = numpy.count_nonzero(flat > high), numpy.flatnonzero((flat >= low) & (flat <= high))
+        else:
+            over, inside = int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten()
+        if count + len(inside) > len(found):
+            found = torch.cat([found, found.new_empty(count + len(inside))])
+        found[count : count + len(inside)] = torch.as_tensor(inside) + start
+        above, start, count = above + int(over), start + len(flat), count + len(inside)
+    return above, found[:count]
 
 
 def number_of_nonzero(values: Tensor) -> int:

@@ -12,8 +12,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from mergelab.maths.gram import left_factors
-from mergelab.maths.tall import Tall
+from mergelab.maths.gram import CHUNK, left_factors
+from mergelab.maths.tall import Pieces, Tall
 
 STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
 APART = 1e-3  # columns with as much of their own are orthonormal to 1e-10 when their Cholesky factor is taken out
@@ -99,9 +99,10 @@ def factors(matrix: Delta | Tall, wanted: Wanted | None = None) -> Factors:
     return replace(joint_factors([matrix.T], wanted), left=False)
 
 
-def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None) -> Factors:
+def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None, left: bool = True) -> Factors:
     """Singular values and leading left vectors of [M_1 … M_T] side by side. M_i: (out, in).
 
+    left: False takes right vectors, too, where the rows are more than all columns.
     Thin products are not multiplied out: with Q R = [B_1 … B_T], what is factorised is [R_1 A_1 … R_T A_T].
     """
     out, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
@@ -111,7 +112,13 @@ def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None) -> Fa
         inside = joint_factors([part @ m.right.double() for part, m in zip(parts, matrices)], wanted)
         return replace(inside, vectors=turned(inside.vectors), road=f"{road}, {inside.road}")
     whole = [dense(matrix) for matrix in matrices]
-    return _side_by_side(whole, wanted) if out <= columns else _one_above_the_other(torch.cat(whole, 1), wanted)
+    if out <= columns:
+        return _side_by_side(whole, wanted)
+    if left:
+        return _one_above_the_other(torch.cat(whole, 1), wanted)
+    step = max(1, CHUNK // columns)
+    rows = Pieces(-(-out // step), lambda i: torch.cat([matrix[i * step : (i + 1) * step] for matrix in whole], 1))
+    return factors(Tall((out, columns), rows), wanted)
 
 
 def _triangle(tall: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], str]:

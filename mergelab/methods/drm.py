@@ -1,11 +1,12 @@
 """DRM: Decom-Renorm-Merge (Chaichana et al., arXiv 2505.23117), in its two directions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from mergelab.maths.joint import Joint, joint_directions
 from mergelab.maths.selection import number_of_nonzero, within
 from mergelab.maths.signs import (
     agreeing,
@@ -13,10 +14,9 @@ from mergelab.maths.signs import (
     blocks,
     conflicts,
     elected,
-    majority,
     threshold_keeping,
+    thresholds_keeping,
 )
-from mergelab.maths.spectral import Delta, at_least_single, joint_factors, projected
 from mergelab.method import Knob, Layer, Merged, Whole, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
@@ -29,7 +29,7 @@ Floor = Annotated[float, Knob(0, 0.5, "directions below this share of the strong
 
 def prevailing(whole: Whole, **settings: Any) -> Tensor:
     """The sign that most entries of the sum of all deltas have, for a tensor that is not decomposed."""
-    return sum(_sum(part.entries).sign().sum(dtype=torch.float64) for part in whole.walk()).sign()
+    return _majority(part.entries for part in whole.walk())
 
 
 @merge_method("DRM-H", paper="2505.23117", fewest=2, entrywise="tables", survey=prevailing)
@@ -41,9 +41,10 @@ def drm_h(layer: Layer, *, drop: Drop = 0.8, floor: Floor = 0.01) -> Merged:
     entry's sign by the sum over experts, mean over those that agree, times w_i;  Δ = U × that.
     Tensors that are not decomposed: sign election and the mean of those that agree, on τ itself.
 
-    U and S come from Σ τ_i τ_iᵀ, and S V_iᵀ = Uᵀ τ_i. Unlike the authors' code: an expert with (almost) no part in a
-    direction gets a zero row there (theirs: NaN, or a unit vector of noise) and `drop` counts the other rows alone, so
-    that an expert equal to the base changes nothing; the asked number of entries is kept, and those that tie with it.
+    U and S come from Σ τ_i τ_iᵀ, and S V_iᵀ = Uᵀ τ_i (V and S from all τ_iᵀ τ_j, where those make a smaller matrix).
+    Unlike the authors' code: an expert with (almost) no part in a direction gets a zero row there (theirs: NaN, or a
+    unit vector of noise) and `drop` counts the other rows alone, so that an expert equal to the base changes nothing;
+    the asked number of entries is kept, and those that tie with it.
     """
     return _merged(layer, drop, floor, transposed=False)
 
@@ -63,24 +64,21 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         delta, opposed = _vote(layer.entries, layer, layer.seen)
         return Merged(delta, counts={"sign conflicts": opposed})
     deltas = [delta.T for delta in layer.deltas] if transposed else layer.deltas  # (rows, columns) each
-    joint = joint_factors(deltas, lambda values: int((values > floor * values[:1]).sum()))
-    basis = joint.vectors  # (rows, k)
-    values = joint.values[: basis.shape[1]]  # (k,)
-    rights = torch.stack([projected(basis, delta) for delta in deltas])
-    rights.div_(values[:, None].to(rights))  # V_iᵀ, (expert, k, columns); one precision, as mixing two is slow
+    joint = joint_directions(deltas, lambda values: int((values > floor * values[:1]).sum()))
+    values = joint.values  # (k,)
+    rights = joint.rights()  # V_iᵀ, (expert, k, columns)
     lengths = torch.linalg.vector_norm(rights, dim=2, keepdim=True)  # (expert, k, 1): n_ik
     live = lengths > NOISE
     units = rights.div_(torch.where(live, lengths, torch.inf))  # V̂_i, in place
     strengths = lengths * values[:, None]  # s_ik
     count = round((1 - drop) * int(live.sum()) * units.shape[2])
-    kept = _pruned(units, count, basis, deltas).mul_(strengths.to(units))
-    voted, opposed = _vote(kept, layer, majority(_sum(kept)))
-    single = at_least_single(layer.base.dtype)
-    delta = (basis.to(single) @ voted.to(single)).to(layer.base.dtype)
+    kept = _pruned(units, count, joint).mul_(strengths.to(units))
+    voted, opposed = _vote(kept, layer, _majority(blocks(*kept)))
+    delta = joint.combined(voted)
     energy = strengths.square().sum((1, 2))
     facts = {
         "joint rank": float(len(values)),
-        "nuclear norm cut": float(1 - values.sum() / joint.values.sum()) if len(values) else 0.0,
+        "nuclear norm cut": float(1 - values.sum() / joint.spectrum.sum()) if len(values) else 0.0,
         "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
         "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
     }
@@ -90,17 +88,18 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     return Merged(delta.T if transposed else delta, facts, curves, (joint.road,), counts)
 
 
-def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
+def _pruned(units: Tensor, count: int, joint: Joint) -> Tensor:
     """The `count` largest entries of V̂ (expert, k, columns), and those that tie; the others zero. In place.
 
     Rounding must not tell apart what is equal (a row of one entry always has size 1), hence the margin. Float32 must
     not decide what float64 would decide otherwise: entries near the threshold are computed once more.
     """
-    sizes = units.abs()
-    threshold = float(threshold_keeping(sizes, count))
+    threshold = float(thresholds_keeping(lambda: blocks(units), [count], units.numel())[0])
     if units.dtype == torch.float32 and 0 < threshold < torch.inf:
+        sizes = (part.abs() for (part,) in blocks(units))
         above, near = within(sizes, threshold * (1 - NEAR), threshold * (1 + NEAR))
-        exact = _sizes_in_float64(near, units.shape, basis, deltas)
+        near = near.to(units.device)
+        exact = _sizes_in_float64(near, units.shape, joint)
         last = threshold_keeping(exact, count - above) * (1 - TIE)
         units.view(-1)[near[exact < last]] = 0
         threshold *= 1 - NEAR
@@ -109,16 +108,13 @@ def _pruned(units: Tensor, count: int, basis: Tensor, deltas: Sequence[Delta]) -
     return units
 
 
-def _sizes_in_float64(index: Tensor, shape: torch.Size, basis: Tensor, deltas: Sequence[Delta]) -> Tensor:
-    """The sizes of some entries of V̂, by flat index, from rows of it that are computed in float64."""
+def _sizes_in_float64(index: Tensor, shape: torch.Size, joint: Joint) -> Tensor:
+    """The sizes of some entries of V̂, by flat index, in float64."""
     expert, row, column = index // shape[1:].numel(), index // shape[2] % shape[1], index % shape[2]
     sizes = torch.zeros(len(index), dtype=torch.float64, device=index.device)
-    for i, delta in enumerate(deltas):
+    for i in range(shape[0]):
         mine = expert == i
-        rows, place = row[mine].unique(return_inverse=True)
-        coordinates = projected(basis[:, rows], delta.to(torch.float64))
-        units = coordinates / torch.linalg.vector_norm(coordinates, dim=1, keepdim=True)
-        sizes[mine] = units[place, column[mine]].abs()
+        sizes[mine] = joint.exact_units(i, row[mine], column[mine]).abs()
     return sizes
 
 
@@ -134,6 +130,11 @@ def _vote(tensors: Sequence[Tensor], layer: Layer, tie: Tensor) -> tuple[Tensor,
         torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
         opposed += conflicts(stack).cpu()
     return mean, opposed
+
+
+def _majority(parts: Iterable[Sequence[Tensor]]) -> Tensor:
+    """The sign that most entries of a sum of tensors have; they come in parts, the same entries of each."""
+    return sum(_sum(part).sign().sum(dtype=torch.float64) for part in parts).sign()
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
