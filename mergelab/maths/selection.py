@@ -12,7 +12,7 @@ from torch import Tensor
 FEW = 2**15  # below this a plain selection is as fast
 BLOCK = 2**16  # entries that are looked at together: few enough to stay in the cache
 SAMPLED = 64  # one entry in so many is sorted, to guess between which two values the answer lies
-ONE_BY_ONE = 2**19  # so many numbers are held as they are; of more, those that tie are held once and counted
+ONE_BY_ONE = 2**17  # so many numbers are held as they are; of more, those that tie are held once and counted
 SIGMAS = 5  # how far the guess may be off
 
 # Several lists, a piece of each at a time; each call gives all of them again.
@@ -41,39 +41,79 @@ def kth_largest_of_each(walk: Pieces, counts: Sequence[int], size: int) -> list[
 def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
     """Some entries of each list, sorted; none if this is not the place for numpy."""
     stride = max(1, min(SAMPLED, size // 2**12)) | 1  # odd: in step with no row length
-    taken, first = [], 0
+    taken: list[_Row] = []
+    first = 0
     for pieces in walk():
         if not all(map(_fast, pieces)):
             return []
-        taken.append([piece.reshape(-1)[first::stride].numpy().copy() for piece in pieces])  # a view would hold them
+        taken = taken or [_Row(-(-size // stride)) for _ in pieces]
+        for row, piece in zip(taken, pieces):
+            row.add(piece.reshape(-1)[first::stride].numpy())
         first = (first - pieces[0].numel()) % stride
-    return [numpy.sort(numpy.concatenate(some)) for some in zip(*taken)]
+    return [numpy.sort(row.numbers) for row in taken]
 
 
 def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequence[int]) -> list[Tensor | None]:
     """The k-th largest of each list; None where it lies outside its bracket."""
-    above, inside, held = [0] * len(counts), [[] for _ in counts], 0
+    above, inside = [0] * len(counts), [_Counted() for _ in counts]
     for pieces in walk():
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
             for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
                 above[i] += numpy.count_nonzero(over)
-                some = part[within]
-                inside[i].append(numpy.unique(some, return_counts=True) if held > ONE_BY_ONE else (some, None))
-                held += len(inside[i][-1][0])
-    return [_counted_down(some, k - over) for some, over, k in zip(inside, above, counts)]
+                inside[i].add(part[within])
+    return [some.largest(k - over) for some, over, k in zip(inside, above, counts)]
 
 
-def _counted_down(some: Sequence[tuple[numpy.ndarray, numpy.ndarray | None]], k: int) -> Tensor | None:
-    """The k-th largest of numbers and how often each is there (None: once); None if there are not so many, or k < 1."""
-    values = numpy.concatenate([part for part, _ in some])
-    if all(times is None for _, times in some):
-        return torch.from_numpy(numpy.sort(values)[-k:])[0] if 0 < k <= len(values) else None
-    times = numpy.concatenate([numpy.ones(len(part), int) if count is None else count for part, count in some])
-    down = numpy.argsort(values)[::-1]
-    reached = times[down].cumsum()
-    if not len(reached) or not 0 < k <= reached[-1]:
-        return None
-    return torch.from_numpy(values[down[numpy.searchsorted(reached, k), None]])[0]
+class _Row:
+    """Numbers put one after another into one array: many small ones, each kept, would tear memory to pieces."""
+
+    def __init__(self, room: int):
+        self.room, self.count, self._array = room, 0, None
+
+    def add(self, some: numpy.ndarray) -> None:
+        """Put some numbers behind the others."""
+        if self._array is None:
+            self._array = numpy.empty(self.room, some.dtype)
+        if self.count + len(some) > len(self._array):
+            self._array = numpy.concatenate([self.numbers, numpy.empty(self.count + len(some), some.dtype)])
+        self._array[self.count : self.count + len(some)] = some
+        self.count += len(some)
+
+    @property
+    def numbers(self) -> numpy.ndarray:
+        """All of them."""
+        return numpy.empty(0) if self._array is None else self._array[: self.count]
+
+
+class _Counted:
+    """Numbers to find the k-th largest of. Of more than ONE_BY_ONE, those that tie are held once, and counted."""
+
+    def __init__(self):
+        self.row, self.values, self.times = _Row(FEW), numpy.empty(0), numpy.empty(0, int)
+
+    def add(self, some: numpy.ndarray) -> None:
+        """Take some numbers in."""
+        self.row.add(some)
+        if self.row.count > ONE_BY_ONE:
+            self._put_together()
+
+    def _put_together(self) -> None:
+        fresh, times = numpy.unique(self.row.numbers, return_counts=True)
+        values = numpy.concatenate([self.values.astype(fresh.dtype), fresh])
+        self.values, place = numpy.unique(values, return_inverse=True)
+        self.times = numpy.bincount(place, numpy.concatenate([self.times, times])).astype(int)
+        self.row.count = 0
+
+    def largest(self, k: int) -> Tensor | None:
+        """The k-th largest; None if there are not so many, or k < 1."""
+        if not len(self.values):
+            numbers = self.row.numbers
+            return torch.from_numpy(numpy.sort(numbers)[-k:])[0] if 0 < k <= len(numbers) else None
+        self._put_together()
+        reached = self.times[::-1].cumsum()
+        if not 0 < k <= reached[-1]:
+            return None
+        return torch.from_numpy(self.values[::-1][numpy.searchsorted(reached, k), None].copy())[0]
 
 
 def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[numpy.ndarray, ...]]:
@@ -97,20 +137,18 @@ def within(pieces: Iterable[Tensor], low: float, high: float) -> tuple[int, Tens
 
     Few of these are expected.
     """
-    above = start = count = 0
-    found = torch.empty(FEW, dtype=torch.long)  # one tensor that grows: many small ones would tear memory to pieces
+    above, start, found = 0, 0, _Row(FEW)
+    device = torch.device("cpu")
     for piece in pieces:
-        flat = piece.reshape(-1)
+        flat, device = piece.reshape(-1), piece.device
         if _fast(flat):
             flat = flat.numpy()
             over, inside = numpy.count_nonzero(flat > high), numpy.flatnonzero((flat >= low) & (flat <= high))
         else:
-            over, inside = int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten()
-        if count + len(inside) > len(found):
-            found = torch.cat([found, found.new_empty(count + len(inside))])
-        found[count : count + len(inside)] = torch.as_tensor(inside) + start
-        above, start, count = above + int(over), start + len(flat), count + len(inside)
-    return above, found[:count]
+            over, inside = int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten().cpu().numpy()
+        found.add(inside + start)
+        above, start = above + int(over), start + len(flat)
+    return above, torch.from_numpy(found.numbers.astype(numpy.int64)).to(device)
 
 
 def number_of_nonzero(values: Tensor) -> int:

@@ -98,7 +98,6 @@ def _pruned(units: Tensor, count: int, joint: Joint) -> Tensor:
     if units.dtype == torch.float32 and 0 < threshold < torch.inf:
         sizes = (part.abs() for (part,) in blocks(units))
         above, near = within(sizes, threshold * (1 - NEAR), threshold * (1 + NEAR))
-        near = near.to(units.device)
         exact = _sizes_in_float64(near, units.shape, joint)
         last = threshold_keeping(exact, count - above) * (1 - TIE)
         units.view(-1)[near[exact < last]] = 0
