@@ -21,7 +21,8 @@ from mergelab.maths.spectral import Delta, Factors, LowRank, Wanted
 from mergelab.report import Fact
 from mergelab.setting import Choice, Knob, Setting, Switch
 
-Factorise = Callable[[int, Wanted | None], Factors]  # (an expert's index, what is wanted) -> factors of its delta
+# (the experts' indices, what is wanted) -> the factors of their deltas
+Factorise = Callable[[Sequence[int], Wanted | None], Sequence[Factors]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ class Layer:
 
         Only for a layer to decompose. What is known already is not computed again, unless more vectors are asked for.
         """
-        return tuple(self._factors_of(expert, wanted) for expert in range(len(self.deltas)))
+        return tuple(self._factorise(range(len(self.deltas)), wanted))
 
-    def _factors_of(self, expert: int, wanted: Wanted | None) -> Factors:
-        known = self._known.get(expert)
-        if known is None or not known.suffice(wanted):
-            made = self.factorise or (lambda expert, wanted: spectral.factors(self.deltas[expert], wanted))
-            known = self._known[expert] = made(expert, wanted)
-        return known
+    @cached_property
+    def _factorise(self) -> Factorise:
+        def computed(experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
+            return spectral.factors_of_each([self.deltas[expert] for expert in experts], wanted)
+
+        return remembered(self.factorise or computed)
 
     def leading(self, factors: Sequence[Factors], ranks: Sequence[int], gains: Sequence[float]) -> list[LowRank]:
         """Each delta's so many strongest directions, times a gain. What was projected for other ranks is taken over."""
@@ -88,10 +89,6 @@ class Layer:
 
     @cached_property
     def _coordinates(self) -> dict[int, Tensor]:
-        return {}
-
-    @cached_property
-    def _known(self) -> dict[int, Factors]:
         return {}
 
     @cached_property
@@ -155,6 +152,19 @@ class Whole:
     size: int
     experts: int
     walk: Callable[[], Iterable[Layer]]
+
+
+def remembered(factorise: Factorise) -> Factorise:
+    """The same, asked again only for deltas whose vectors it has not given yet."""
+    known: dict[int, Factors] = {}
+
+    def found(experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
+        lacking = [expert for expert in experts if expert not in known or not known[expert].suffice(wanted)]
+        if lacking:
+            known.update(zip(lacking, factorise(lacking, wanted)))
+        return [known[expert] for expert in experts]
+
+    return found
 
 
 def each(value: float | tuple[float, ...], experts: int) -> tuple[float, ...]:

@@ -132,6 +132,25 @@ def test_weighted_sums_do_not_mind_how_a_matrix_is_held():
         assert torch.allclose(spectral.weighted_sum(matrices, (1.0, 0.5, -2.0, 3.0)), wanted)
 
 
+def test_factors_of_several_matrices_are_those_of_each():
+    thin = [LowRank(noise(40, 3, seed=i), noise(3, 30, seed=9 + i)) for i in range(3)]
+    weak = LowRank(noise(40, 1, seed=4) @ torch.ones(1, 3, dtype=torch.float64), noise(3, 30, seed=5))
+    none = LowRank(torch.zeros(40, 3, dtype=torch.float64), noise(3, 30, seed=5))
+    full, wide, broad = noise(40, 30), LowRank(noise(30, 3), noise(3, 40)), LowRank(noise(40, 35), noise(35, 30))
+    for group in ([*thin, full, wide], [thin[0], weak, none, thin[1]], [broad, broad, *thin], [wide, wide], []):
+        for wanted in (None, lambda values: 2, spectral.no_vectors):
+            found = spectral.factors_of_each(group, wanted)
+            assert len(found) == len(group)
+            for one, matrix in zip(found, group):
+                alone, whole = spectral.factors(matrix, wanted), spectral.dense(matrix)
+                assert one.left == alone.left == (matrix.shape[0] <= matrix.shape[1])
+                assert torch.allclose(one.values, alone.values, rtol=1e-9) and one.vectors.shape == alone.vectors.shape
+                image = one.vectors.T @ (whole if one.left else whole.T)
+                assert torch.allclose(image.norm(dim=1), one.values[: len(image)], rtol=1e-7)
+                product = one.vectors.T @ one.vectors
+                assert torch.allclose(product, torch.eye(len(product)).double(), atol=1e-7)
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-3])
 def test_the_joint_factors_of_tall_matrices_are_orthonormal_where_values_are_weak(size):
     matrices = [noise(60, 7), size * noise(60, 7, seed=1)]

@@ -11,8 +11,9 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError
 
-from mergelab.maths.gram import CHUNK, left_factors
+from mergelab.maths.gram import CHUNK, SMALL, left_factors
 from mergelab.maths.tall import Pieces, Tall
 
 STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
@@ -97,6 +98,44 @@ def factors(matrix: Delta | Tall, wanted: Wanted | None = None) -> Factors:
     if matrix.shape[0] <= matrix.shape[1]:
         return joint_factors([matrix], wanted)
     return replace(joint_factors([matrix.T], wanted), left=False)
+
+
+def factors_of_each(matrices: Sequence[Delta], wanted: Wanted | None = None) -> list[Factors]:
+    """The `factors` of several matrices; thin products of one shape and rank take one turn together."""
+    alike: dict[tuple, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        thin = isinstance(matrix, LowRank) and matrix.left.shape[1] <= min(SMALL, *matrix.shape)
+        alike.setdefault((matrix.left.shape, matrix.right.shape, matrix.dtype) if thin else (i,), []).append(i)
+    found: dict[int, Factors] = {}
+    for kind, members in alike.items():
+        some = [matrices[i] for i in members]
+        together = _factors_together(some, wanted) if len(kind) > 1 else None
+        found |= zip(members, together or [factors(matrix, wanted) for matrix in some])
+    return [found[i] for i in range(len(matrices))]
+
+
+def _factors_together(matrices: Sequence[LowRank], wanted: Wanted | None) -> list[Factors] | None:
+    """The factors of thin products of one shape, by Cholesky factors of their outer sides; None if one needs more."""
+    left = matrices[0].shape[0] <= matrices[0].shape[1]
+    matrices = matrices if left else [matrix.T for matrix in matrices]
+    outer = torch.stack([matrix.left for matrix in matrices]).double()  # (matrix, side, r)
+    inner = torch.stack([matrix.right for matrix in matrices]).double()
+    r, failed = torch.linalg.cholesky_ex(outer.mT @ outer, upper=True)
+    own = r.diagonal(dim1=1, dim2=2)
+    inside = r @ inner
+    gram = inside @ inside.mT
+    if not ((failed == 0) & (own.amin(1) > APART * own.amax(1)) & gram.isfinite().all((1, 2))).all():
+        return None
+    try:
+        squares, turned = torch.linalg.eigh(gram)
+    except LinAlgError:
+        return None
+    found = []
+    for side, triangle, values, vectors in zip(outer, r, squares.flip(1).clamp(min=0).sqrt(), turned.flip(2)):
+        values = _signal(values)
+        some = torch.linalg.solve_triangular(triangle, vectors[:, : _count(values, wanted)], upper=True)
+        found.append(Factors(values, side @ some, left, "Cholesky, Gram, eigh"))
+    return found
 
 
 def joint_factors(matrices: Sequence[Delta], wanted: Wanted | None = None, left: bool = True) -> Factors:

@@ -31,7 +31,7 @@ from mergelab.merging.memory import is_lack_of_memory, peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
-from mergelab.method import Layer, Merged, Whole
+from mergelab.method import Layer, Merged, Whole, remembered
 from mergelab.planning.parts import parts, rows_at_a_time
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport, Report
@@ -118,7 +118,7 @@ class _Job:
         in_rows = len(some) > 1 and self.plan.decomposes(name)
         origins = self.plan.origins(name)  # before the first byte is read, so that a change since would be seen
         seen = self._surveyed(name, some) if len(some) > 1 and not in_rows else None
-        shared = self.kept.factorise(self._tall(name, some), origins) if in_rows else None
+        shared = remembered(self.kept.factorise(self._tall(name, some), origins)) if in_rows else None
         for rows in some:
             layer = replace(self.plan.layer(name, self.device, rows), seen=seen)
             layer = replace(layer, factorise=shared) if in_rows else self.kept.layer(layer, origins)

@@ -61,7 +61,7 @@ class Store:
         """The bytes of what is kept in memory."""
         return self._held_bytes
 
-    def factors(self, delta: Delta | Tall, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
+    def factors(self, delta: Tensor | Tall, wanted: Wanted | None, origin: Origin = None) -> tuple[Factors, bool]:
         """The factors of a delta, at least those wanted, and whether they were kept from before.
 
         origin: where the delta was read, so that what was hashed once in this process is not hashed again.
@@ -69,8 +69,6 @@ class Store:
         vectors there; a quarter of them and all differ in their last bits, and what a merge writes must not depend on
         what was asked before.
         """
-        if isinstance(delta, LowRank):
-            return spectral.factors(delta, wanted), False  # as quick as looking it up
         if is_unmoved(delta):
             return spectral.nothing(delta), False
         if not self.folder and not self.memory:
@@ -196,17 +194,19 @@ class Lookups:
         return replace(layer, factorise=self.factorise(layer.deltas, origins))
 
     def factorise(self, deltas: Sequence[Delta | Tall], origins: Sequence[Origin] | None = None) -> Factorise:
-        """Finds factors of deltas in the store, and remembers those that it has found for as long as it is there."""
-        known: dict[int, Factors] = {}
+        """Finds factors of deltas in the store; those of thin products, which are not kept, all at once."""
 
-        def found(expert: int, wanted: Wanted | None) -> Factors:
-            if expert not in known or not known[expert].suffice(wanted):
-                known[expert] = self._factors(deltas[expert], wanted, origins[expert] if origins else None)
-            return known[expert]
+        def found(experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
+            thin = [expert for expert in experts if isinstance(deltas[expert], LowRank)]
+            made = dict(zip(thin, spectral.factors_of_each([deltas[expert] for expert in thin], wanted)))
+            for expert in experts:
+                if expert not in made:
+                    made[expert] = self._factors(deltas[expert], wanted, origins[expert] if origins else None)
+            return [made[expert] for expert in experts]
 
         return found
 
-    def _factors(self, delta: Delta | Tall, wanted: Wanted | None, origin: Origin = None) -> Factors:
+    def _factors(self, delta: Tensor | Tall, wanted: Wanted | None, origin: Origin = None) -> Factors:
         factors, found = self.store.factors(delta, wanted, origin)
         with self._lock:
             self.asked, self.found = self.asked + 1, self.found + found
