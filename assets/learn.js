@@ -32,7 +32,7 @@ window.mergelabLearn = (() => {
     const sigmas = terms.map(term => term.sigma > 1e-7 * top ? term.sigma : 0)
     const whole = sigmas.reduce((a, b) => a + b, 0)
     let rank = 0, held = 0
-    while (whole && rank < sigmas.length && sigmas[rank] && (rank === 0 || held < whole * (eta / 100 - 1e-12))) held += sigmas[rank++]
+    while (whole && rank < sigmas.length && sigmas[rank] && (rank === 0 || held < whole * (eta / 100 - 1e-9))) held += sigmas[rank++]
     const gain = held ? whole / held : 1, times = rescale ? gain : 1
     const result = matrix.map((row, i) => row.map((_, j) =>
       times * terms.slice(0, rank).reduce((sum, {u, v}) => sum + u[i] * v[j], 0)))

@@ -119,6 +119,15 @@ def test_the_rank_is_the_smallest_whose_values_sum_to_the_share():
     assert spectral.ranks_keeping(values, shares).tolist() == [1, 1, 2, 2, 3, 4, 4]
 
 
+@pytest.mark.parametrize("count", [4, 10, 30, 100])
+def test_of_equal_values_a_share_keeps_just_so_many(count):
+    turned = torch.linalg.qr(noise(count, count)).Q @ torch.linalg.qr(noise(count, count, seed=1)).Q
+    for values in (torch.full((count,), 0.1), spectral.factors(0.3 * turned).values):
+        shares = torch.arange(1, count + 1, dtype=torch.float64) / count
+        assert spectral.ranks_keeping(values, shares).tolist() == list(range(1, count + 1))
+        assert [spectral.rank_keeping(values, k / count) for k in range(1, count + 1)] == list(range(1, count + 1))
+
+
 def test_the_effective_rank_of_equal_values_is_their_number():
     assert spectral.effective_rank(torch.ones(5)) == pytest.approx(5)
     assert spectral.effective_rank(torch.tensor([1.0, 0.0])) == pytest.approx(1)

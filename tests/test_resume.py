@@ -195,7 +195,7 @@ def test_what_was_known_from_before_is_counted_in_all_processes(many, tmp_path):
     said, status = together(["-c", TWICE], many, tmp_path / "one", tmp_path / "two")
     assert status == [0, 0], said
     notes = Report.from_json((tmp_path / "two/report.json").read_text()).notes
-    assert "28 of 28 factorisations were known from before." in notes  # 14 matrices of two experts
+    assert "28 of 28 deltas had been decomposed before." in notes  # 14 matrices of two experts
 
 
 def test_what_one_of_two_processes_finds_wrong_is_one_line_and_leaves_nothing(many, tmp_path):

@@ -196,6 +196,15 @@ def test_weights_that_add_up_to_nothing_have_no_average_and_that_is_said(trio):
     assert report.baselines == () and "no average" in report.notes[-1]
 
 
+def test_where_the_weights_of_the_first_few_cancel_the_other_points_have_their_average():
+    weights = (1.0, -1.0, 1.0)
+    experts = tuple(Expert(expert.source, weight) for expert, weight in zip(TRIO, weights))
+    report = finished(sweep(plan(Recipe("numbers/base", experts, "star")), EXPERTS, [2, 3]))
+    assert [point.value for point in report.points] == [2, 3] and [plain.value for plain in report.baselines] == [3]
+    assert "The weights of the first 2 experts add up to 0: there is no average to compare with." in report.notes
+    assert report.baseline(0) is None and report.table()[1]
+
+
 def test_a_point_that_does_not_fit_the_number_format_is_told(trio):
     work = plan(recipe_of(*trio, dtype="float16"))
     assert written(work, "b.bias", torch.ones(8)).dtype == torch.float16

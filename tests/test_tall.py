@@ -108,8 +108,8 @@ def test_another_eta_finds_its_factors(models, tmp_path, in_parts, monkeypatch):
     for eta in (40, 70):
         work = plan(recipe_of(*models[:2], method="star", settings={"eta": eta}))
         notes.append(in_parts(lambda work=work: finished(inspect(work))).notes)
-    assert not any("known from before" in note for note in notes[0])
-    assert any("3 of 3 factorisations" in note for note in notes[1])
+    assert not any("decomposed before" in note for note in notes[0])
+    assert any("3 of 3 deltas" in note for note in notes[1])
 
 
 def test_no_more_than_a_few_rows_of_it_are_held(tmp_path):

@@ -18,6 +18,7 @@ from mergelab.maths.tall import Pieces, Tall
 
 STRONG = 1e-4  # singular values above this share of the largest are known well enough to divide by
 APART = 1e-3  # columns with as much of their own are orthonormal to 1e-10 when their Cholesky factor is taken out
+EVEN = 1e-9  # a share that is reached but for so much is reached: the rest is rounding
 NOISE = 1e-7  # singular values below this share of the largest are rounding, not signal
 
 
@@ -206,16 +207,16 @@ def ranks_keeping(values: Tensor, shares: Tensor) -> Tensor:
     mass = values.double().cumsum(0)
     if not len(mass):
         return torch.zeros_like(shares, dtype=torch.long)
-    wanted = shares.to(mass) * mass[-1]
-    return (torch.searchsorted(mass, wanted) + 1).clamp(1, len(mass))
+    found = torch.searchsorted(mass, (shares.to(mass) - EVEN) * mass[-1]) + 1
+    return torch.where(shares < 1, found.clamp(1, len(mass)), len(mass))
 
 
 def rank_keeping(values: Tensor, share: float) -> int:
     """The smallest rank that keeps `share` (0…1) of the sum of the singular values."""
-    if not len(values):
-        return 0
+    if share >= 1 or not len(values):
+        return len(values)
     mass = values.double().cumsum(0)
-    return min(int(torch.searchsorted(mass, share * mass[-1])) + 1, len(values))
+    return min(int(torch.searchsorted(mass, (share - EVEN) * mass[-1])) + 1, len(values))
 
 
 def projected(basis: Tensor, matrix: Delta) -> Tensor:

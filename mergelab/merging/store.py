@@ -224,7 +224,7 @@ class Lookups:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of it."""
-        some = (f"{self.found} of {self.asked} factorisations were known from before.",) * bool(self.found)
+        some = (f"{self.found} of {self.asked} deltas had been decomposed before.",) * bool(self.found)
         return (*some, *self.store.troubles)
 
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from mergelab.maths.spectral import ranks_keeping
 from mergelab.recipes.varying import depths, elsewhere, value_at
 from mergelab.report import FACTS, LayerReport, Report
 from mergelab.words import counted
@@ -281,9 +283,7 @@ def _rank_table(layer: LayerReport) -> np.ndarray:
     """For each expert and each η in whole percent, the rank that STAR keeps. (expert, 101) uint16"""
     rows = []
     for values in layer.curves["singular_values"]:
-        mass = np.cumsum(np.array(values, dtype=float))
-        found = np.searchsorted(mass, GRID * mass[-1]) + 1 if len(mass) else np.zeros(len(GRID))
-        rows.append(np.clip(found, min(1, len(mass)), len(mass)))
+        rows.append(ranks_keeping(torch.tensor(values, dtype=torch.float64), torch.tensor(GRID)).numpy())
     return np.array(rows).astype("<u2")
 
 

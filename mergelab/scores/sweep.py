@@ -75,9 +75,13 @@ def at(work: Plan, knob: str, value: float) -> Plan:
 
 def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
     """The same experts averaged; and why not, where that cannot be."""
-    if abs(sum(float(expert.weight) for expert in work.recipe.experts)) < NO_MASS:
+    sums = {value: abs(sum(float(e.weight) for e in spot.recipe.experts)) for value, spot in plans.items()}
+    found = {value: _averaged(spot) for value, spot in plans.items() if sums[value] >= NO_MASS}
+    lacking = [f"{value:g}" for value in plans if value not in found]
+    if not found:
         return {}, ["The experts' weights add up to 0, so there is no average to compare with."]
-    return {value: _averaged(spot) for value, spot in plans.items()}, []
+    which = f"The weights of the first {', '.join(lacking)} experts add up to 0: there is no average to compare with."
+    return found, [which] * bool(lacking)
 
 
 def _averaged(work: Plan) -> Plan:
@@ -89,7 +93,7 @@ def _averaged(work: Plan) -> Plan:
 
 def _order(plans: Mapping[float, Plan], averages: Mapping[float, Plan]) -> list[tuple[float, Plan, bool]]:
     """From the highest value down: what keeps most directions comes first, so that no factors are computed twice."""
-    first = [] if len(averages) > 1 else [(value, p, True) for value, p in averages.items()]
+    first = [(value, p, True) for value, p in averages.items() if value not in plans]
     found = []
     for value in sorted(plans, reverse=True):
         found.append((value, plans[value], False))
