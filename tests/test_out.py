@@ -1,17 +1,22 @@
 """What a merge writes beside the weights, and how it deals these out: shards, tokenizer, template, card, hashes."""
 
+import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 import yaml
 from making import merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from safetensors.torch import load_file
 from test_fit import WORDS, model, write_tokens
 
 from mergelab import Expert, MergeError, Recipe, plan
 from mergelab.__main__ import main
-from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.checkpoint import Checkpoint, Entry
 from mergelab.files.digests import sha256_of
+from mergelab.files.shards import ShardWriter
 from mergelab.recipes.mergekit_yaml import size
 
 
@@ -34,6 +39,24 @@ def test_weights_are_dealt_out_to_files_of_a_size_and_the_index_names_them(trio,
         assert len(names) == 1 or sum(out[n].numel() * out[n].element_size() for n in names) <= 400
     again = merged(Recipe.read(tmp_path / "out/recipe.yaml"), tmp_path / "again")
     assert again.sha256 == {file: sha256_of(tmp_path / "out" / file) for file in files}
+
+
+@pytest.mark.parametrize("order", [range(40), range(39, -1, -1), [*range(0, 40, 2), *range(1, 40, 2)]], ids=str)
+@pytest.mark.parametrize("said", [40, 25, 0], ids=lambda said: f"{said} said to be finished")
+def test_the_hash_of_a_file_is_found_while_it_is_written_whatever_the_order(tmp_path, order, said):
+    tensors = {f"t{i}": noise(30, 1 + i, seed=i, dtype=torch.float32) for i in range(40)}
+    writer = ShardWriter(tmp_path / "file", {name: Entry("file", "F32", tuple(t.shape)) for name, t in tensors.items()})
+    writer.create()
+
+    def put(i):
+        writer.put(f"t{i}", tensors[f"t{i}"])
+        if i < said:
+            writer.finished(f"t{i}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, order))
+    assert writer.sha256() == writer.sha256() == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "file").items())
 
 
 def test_a_size_is_read_as_people_write_it():

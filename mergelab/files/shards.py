@@ -1,10 +1,12 @@
 """Deals the tensors of a model out to weight files of a given size, as Hugging Face names them, and writes those."""
 
+import hashlib
 import json
 import os
 import struct
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -38,8 +40,9 @@ def _file(number: int, count: int) -> str:
 class ShardWriter:
     """Writes one safetensors file in any order, by any number of threads or processes: every tensor has its place.
 
-    entries: name -> Entry, as the file is to hold them; the finished file has exactly these. `create` makes the file;
-    nothing stays open between two tensors, so that a merge that stops midway has nothing to close.
+    entries: name -> Entry, as the file is to hold them, best in the order in which they will be finished; the finished
+    file has exactly these. `create` makes the file; nothing stays open between two tensors, so that a merge that stops
+    midway has nothing to close. Its sha256 is found beside the writing, from the beginning as far as that is finished.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]):
@@ -52,6 +55,9 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._header, self.size = struct.pack("<Q", len(text)) + text, end
+        self._left = [*self.offsets][::-1]  # what is not hashed yet, from the end of the file to its beginning
+        self._finished: set[str] = set()
+        self._sha256, self._hashing = hashlib.sha256(self._header), threading.Lock()
 
     def create(self) -> None:
         """Make the file in its full length, header and all; one that is there already is made anew."""
@@ -85,15 +91,41 @@ class ShardWriter:
         self._write(data, self._place(name) + first * entry.row_size)
         return zlib.crc32(data, checksum)
 
+    def finished(self, name: str) -> None:
+        """Say that a tensor is written whole. Who says so hashes what can be hashed, unless another does already."""
+        self._finished.add(name)
+        if self._hashing.acquire(blocking=False):
+            try:
+                self._hash_on(lambda name: name in self._finished)
+            finally:
+                self._hashing.release()
+
+    def sha256(self) -> str:
+        """The sha256 of the whole file, once all of it is written."""
+        with self._hashing:
+            self._hash_on(lambda name: True)
+            return self._sha256.hexdigest()
+
+    def _hash_on(self, ready: Callable[[str], bool]) -> None:
+        while self._left and ready(self._left[-1]):
+            for chunk in self._read(self._left.pop()):
+                self._sha256.update(chunk)
+
     def checksum(self, name: str) -> int:
         """The checksum, as `put` gives it, of what the file holds of a tensor."""
-        checksum, left = 0, self.entries[name].size
+        checksum = 0
+        for chunk in self._read(name):
+            checksum = zlib.crc32(chunk, checksum)
+        return checksum
+
+    def _read(self, name: str) -> Iterator[bytes]:
+        """What the file holds of a tensor, some at a time."""
+        left = self.entries[name].size
         with open(self.path, "rb") as file:
             file.seek(self._place(name))
             while left and (chunk := file.read(min(left, 1 << 20))):
-                checksum = zlib.crc32(chunk, checksum)
+                yield chunk
                 left -= len(chunk)
-        return checksum
 
     def _place(self, name: str) -> int:
         return len(self._header) + self.offsets[name]

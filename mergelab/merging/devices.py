@@ -3,6 +3,7 @@
 This room knows no tensor and no file. Without a launcher there is one process, and nothing here costs anything.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ def leave() -> None:
 def _state() -> Any:
     from accelerate import PartialState  # half a second to import
 
+    atexit.register(leave)  # or else gloo's threads may end this process by a fault of their own as it exits
     # Without a GPU, accelerate must be told to use gloo; one process may have to wait long for another.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 

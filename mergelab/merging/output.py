@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import INDEX, SINGLE, Entry, read_json
-from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter, sharded
 from mergelab.files.sources import COMPANIONS
 from mergelab.files.tokenizer import write_tokenizer
 from mergelab.merging.card import model_card
 from mergelab.merging.journal import Journal
+from mergelab.merging.walk import costs, in_order
 from mergelab.planning.plan import Plan
 from mergelab.recipes.recipe import Expert
 from mergelab.report import LayerReport, Report
@@ -155,9 +155,9 @@ class Weights:
         written = {*plan.names, *plan.copied}
         entries = {n: e.cast(plan.recipe.written_dtype) for n, e in plan.base.entries.items() if n in written}
         entries = sharded(entries, plan.recipe.shard_size)
-        shards: dict[str, dict[str, Entry]] = {}
-        for name, entry in entries.items():
-            shards.setdefault(entry.file, {})[name] = entry
+        shards: dict[str, dict[str, Entry]] = {entry.file: {} for entry in entries.values()}
+        for name in (*in_order(costs(plan)), *plan.copied):  # as they will be finished
+            shards[entries[name].file][name] = entries[name]
         self.entries = entries
         self.writers = {file: ShardWriter(folder / file, shard) for file, shard in shards.items()}
         self._checksums: dict[str, int] = {}  # of tensors that are being written
@@ -166,7 +166,10 @@ class Weights:
         """Make the files. What of them is finished already, by the same merge before it was killed."""
         if all(writer.is_there for writer in self.writers.values()):
             known = {name: entry for name, entry in self.journal.finished().items() if name in self.entries}
-            return {name: layer for name, (layer, of_it) in known.items() if self._writer(name).checksum(name) == of_it}
+            sound = {n: layer for n, (layer, of_it) in known.items() if self._writer(n).checksum(n) == of_it}
+            for name in sound:
+                self._writer(name).finished(name)
+            return sound
         self.journal.clear()
         for writer in self.writers.values():
             writer.create()
@@ -179,6 +182,7 @@ class Weights:
     def note(self, layer: LayerReport) -> None:
         """Write down that all of a tensor is there."""
         self.journal.add(layer, self._checksums.pop(layer.name))
+        self._writer(layer.name).finished(layer.name)
 
     def _writer(self, name: str) -> ShardWriter:
         return self.writers[self.entries[name].file]
@@ -192,7 +196,7 @@ class Weights:
             size = sum(writer.size for writer in self.writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": {n: e.file for n, e in self.entries.items()}}
             _write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        return {file: sha256_of(self.folder / file) for file in sorted(self.writers)}
+        return {file: self.writers[file].sha256() for file in sorted(self.writers)}
 
 
 def write_papers(folder: Path, plan: Plan, report: Report) -> None:

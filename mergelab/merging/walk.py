@@ -51,15 +51,20 @@ def workers_fitting(plan: Plan, device: torch.device | str, asked: int | None) -
     return fit, (why,) * (fit < workers)
 
 
+def in_order(costs: Mapping[str, float]) -> list[str]:
+    """The names in the order in which their work is begun: the dearest first, so that none of those is the last."""
+    return sorted(costs, key=lambda name: -costs[name])
+
+
 def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int) -> Generator[Made, None, None]:
-    """work(name) of every name, as each is done; the dearest are begun first, so that no long one is left for the end.
+    """work(name) of every name, as each is done; they are begun as in `in_order`.
 
     Closing the generator, or an error in one, drops all that is not begun, and waits for what is.
     """
     pool = _crew(workers)
     with reused():
         try:
-            jobs = [pool.submit(work, name) for name in sorted(costs, key=lambda name: -costs[name])]
+            jobs = [pool.submit(work, name) for name in in_order(costs)]
             for job in as_completed(jobs):
                 jobs.remove(job)  # so that what it made is not held here
                 yield job.result()
