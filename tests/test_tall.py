@@ -1,6 +1,7 @@
 """Matrices of many rows: factorised and merged some rows at a time, to what they would be as a whole."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from making import finished, noise, recipe_of, shifted, tiny, write_adapter, wri
 from safetensors.torch import load_file
 
 from mergelab import METHODS, inspect, merge, plan
+from mergelab.align.opened import InCoordinates
 from mergelab.maths import spectral
 from mergelab.maths.tall import Pieces, Tall
 from mergelab.merging.merge import _Job
@@ -94,6 +96,31 @@ def test_its_spectra_are_seen_without_holding_it(models, in_parts):
     assert old.curves.keys() == new.curves.keys() and [len(c) for c in new.curves["singular_values"]] == [6, 2, 0]
     for name, curve in old.curves.items():
         assert all(map(lambda a, b: a == pytest.approx(b, rel=1e-5), curve, new.curves[name])), name
+
+
+def test_one_column_of_which_the_last_entry_is_the_bases(tmp_path, in_parts):
+    base = {"tall.weight": noise(25, 1, dtype=torch.float32)}
+    expert = shifted(base, 1)
+    expert["tall.weight"][24] = base["tall.weight"][24]
+    recipe = recipe_of(write_model(tmp_path / "base", base), write_model(tmp_path / "e", expert), method="star")
+    in_parts(lambda: finished(merge(plan(recipe), tmp_path / "out")))
+    assert torch.allclose(load_file(tmp_path / "out/model.safetensors")["tall.weight"], expert["tall.weight"])
+
+
+def test_it_is_read_whole_where_its_rows_are_mixed(models, in_parts):
+    work = plan(recipe_of(*models[:2], method="star"))
+    view = object.__new__(InCoordinates)
+    object.__setattr__(view, "mixes_rows", lambda name: name == "tall.weight")
+    mixed = replace(work, experts=(replace(work.experts[0], checkpoint=view),))
+    assert in_parts(lambda: len(parts.parts(work, "tall.weight"))) == 10
+    assert in_parts(lambda: parts.parts(mixed, "tall.weight")) == [None]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "drm_h"])
+def test_other_methods_do_not_pay_for_right_factors(models, in_parts, method):
+    work, star = (plan(recipe_of(*models[:2], models[2], method=name)) for name in (method, "star"))
+    assert not parts.by_rows(work, "tall.weight") and parts.by_rows(star, "tall.weight")
+    assert in_parts(lambda: [parts.by_rows(star, name) for name in ("a.weight", "embed.weight")]) == [False, False]
 
 
 def test_where_steps_follow_it_is_merged_as_a_whole(models, in_parts):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,10 +88,11 @@ class Joint:
                 made.addmm_(dense(matrix).to(dtype), (part @ scaled).to(dtype))
         return made.to(self.matrices[0].dtype)
 
-    @property
+    @cached_property
     def _parts(self) -> Sequence[Tensor]:
-        """The V_i, (columns, k) float64 each."""
-        return self.found.vectors.split([matrix.shape[1] for matrix in self.matrices])
+        """The V_i, (columns, k) float64 each; exactly zero where a column is (eigenvectors: but for rounding)."""
+        parts = self.found.vectors.split([matrix.shape[1] for matrix in self.matrices])
+        return [part * dense(matrix).any(0)[:, None] for part, matrix in zip(parts, self.matrices)]
 
 
 def _by_columns(matrix: Delta, step: int) -> Sequence[Delta]:

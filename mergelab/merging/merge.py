@@ -32,7 +32,7 @@ from mergelab.merging.output import Weights, new_folder, remove_leftovers, write
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
 from mergelab.method import Layer, Merged, Whole, remembered
-from mergelab.planning.parts import parts, rows_at_a_time
+from mergelab.planning.parts import by_rows, parts, rows_at_a_time
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport, Report
 
@@ -114,8 +114,10 @@ class _Job:
     def done(self, name: str) -> LayerReport:
         """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
         measures = Measures(self.plan.recipe.names, curves=self.weights is None)
-        some = [None] if self.diagnose else parts(self.plan, name)
-        in_rows = len(some) > 1 and self.plan.decomposes(name)
+        rowwise = by_rows(self.plan, name)
+        whole = self.diagnose or (self.weights is None and self.plan.decomposes(name) and not rowwise)
+        some = [None] if whole else parts(self.plan, name)
+        in_rows = rowwise and len(some) > 1
         origins = self.plan.origins(name)  # before the first byte is read, so that a change since would be seen
         seen = self._surveyed(name, some) if len(some) > 1 and not in_rows else None
         shared = remembered(self.kept.factorise(self._tall(name, some), origins)) if in_rows else None

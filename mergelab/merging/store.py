@@ -257,7 +257,8 @@ def _content(delta: Tensor | Tall) -> str:
     made_by = f"{_made_by()} {delta.device.type}"
     digest = hashlib.sha256(f"{made_by} {delta.dtype} {tuple(delta.shape)}".encode())
     for piece in delta.pieces if isinstance(delta, Tall) else [delta]:
-        digest.update(piece.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        flat = piece.cpu().contiguous().as_strided((piece.numel(),), (1,))  # one entry may come with a stride of 0
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

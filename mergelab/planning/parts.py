@@ -15,19 +15,20 @@ def parts(plan: Plan, name: str) -> list[slice | None]:
 
     They depend on the shape alone: not on how much memory there is, nor on who works.
     """
-    shape = plan.base.entries[name].shape
-    whole = any(expert.adapter and expert.adapter.needs_all_rows(name) for expert in plan.experts)
-    decompose = plan.decomposes(name)
-    alone = plan.method.goes_by_entries(decompose) or (plan.method.rowwise and is_tall(shape))
-    if whole or not alone or (decompose and plan.steps) or prod(shape) <= WHOLE:
+    shape, decompose = plan.base.entries[name].shape, plan.decomposes(name)
+    entrywise = plan.method.goes_by_entries(decompose) and not (decompose and plan.steps)
+    if not (entrywise or by_rows(plan, name)) or plan.needs_all_rows(name) or prod(shape) <= WHOLE:
         return [None]
     step = rows_at_a_time(shape)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-def is_tall(shape: tuple[int, ...]) -> bool:
-    """Whether a matrix has so many rows that its right singular vectors take little room beside it."""
-    return len(shape) == 2 and shape[0] >= TALL * shape[1]
+def by_rows(plan: Plan, name: str) -> bool:
+    """Whether a matrix is so tall that its method, which decomposes it, takes its rows one by one."""
+    shape, method = plan.base.entries[name].shape, plan.method
+    if not plan.decomposes(name) or method.goes_by_entries(True) or plan.steps:
+        return False
+    return method.rowwise and shape[0] >= TALL * shape[1]
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
@@ -40,5 +41,5 @@ def held(plan: Plan, name: str) -> int:
     shape = plan.base.entries[name].shape
     some = parts(plan, name)
     entries = prod(shape) if some == [None] else rows_at_a_time(shape) * prod(shape[1:])
-    shared = _FACTORS * shape[1] ** 2 if len(some) > 1 and plan.decomposes(name) else 0
+    shared = _FACTORS * shape[1] ** 2 if len(some) > 1 and by_rows(plan, name) else 0
     return round(4 * (entries * (len(plan.experts) + 1) * (1 + plan.method.memory) + shared * len(plan.experts)))

@@ -124,6 +124,12 @@ class Plan:
         plain = [type(e.checkpoint) is Checkpoint and e.adapter is None for e in self.experts]
         return [(name, base, e.checkpoint.stamp(name)) if p else None for e, p in zip(self.experts, plain)]
 
+    def needs_all_rows(self, name: str) -> bool:
+        """Whether some rows of an expert's tensor cannot be had without all of them."""
+        adapters = [expert.adapter for expert in self.experts if expert.adapter]
+        views = [expert.checkpoint for expert in self.experts if isinstance(expert.checkpoint, InCoordinates)]
+        return any(a.needs_all_rows(name) for a in adapters) or any(view.mixes_rows(name) for view in views)
+
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""
         table = is_table(name) and not self.recipe.decompose_embeddings
