@@ -75,12 +75,13 @@ window.mergelab = (() => {
           least = Math.min(least, kept); most = Math.max(most, kept); share += kept / follow.full[c]
         }
       }
-      Plotly.restyle(panel.host, {z: [z], text: [text]}, [0])
+      Plotly.restyle(panel.host, {z: [z], text: [text], zmax: Math.max(...z.flat()) || 1}, [0])
       const own = (follow.held || []).filter(value => value !== null).length
       const range = (low, high) => low === high ? low : `${low} to ${high}`
       const all = range(Math.min(...follow.full), Math.max(...follow.full))
       say(`At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
-        `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and scales them up about ${(100 / eta).toFixed(1)} ×.` +
+        `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and ` +
+        (follow.gain ? `scales them up ${follow.gain[Math.max(0, Math.min(100, Math.round(eta)))].toFixed(1)} × on average.` : 'does not scale them up.') +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
         (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },

@@ -11,6 +11,11 @@ def plain(text: str) -> str:
     return " ".join(str(text).split()).replace("<", "&lt;").replace("[", "&#91;")
 
 
+def escaped(text: str) -> str:
+    """A paragraph with every sign as it stands: none of them makes a list, a formula, a table or an emphasis."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~-])", r"\\\1", " ".join(str(text).split()))
+
+
 def code(text: str) -> str:
     """A name, in backticks that no backtick in it can end."""
     line = " ".join(str(text).split())

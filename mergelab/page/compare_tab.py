@@ -30,10 +30,11 @@ LOOK_MAP = (
     "**Click a cell** to see both spectra of that matrix."
 )
 LOOK_SPECTRA = (
-    "Look where the lines part: a merge that truncates ends early, one that rescales lies higher on the left."
+    "Look where the lines part: a merge that truncates falls steeply where its directions end, down to what rounding "
+    "leaves; one that rescales has its strongest directions higher."
 )
 LOOK_BARS = (
-    "Look for tasks where A and B swap places; where their intervals overlap by much, the difference may be luck."
+    "Look whether A and B swap places at a task; where their intervals overlap by much, the difference may be luck."
 )
 ABOUT = (
     "Two merges side by side: which matrices differ, both spectra of a matrix, their scores on the same prompts, and "
@@ -102,7 +103,10 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             path = saved_table(lab, "compared-scores", *board.table())
             yield {scores: gr.DownloadButton(value=path, interactive=True)}
         whole = comparison.whole
-        said = f"Over all tensors, B's change is {whole.distance:.2f} from A's, cosine {whole.cosine:.3f}."
+        said = (
+            f"Over all tensors, embeddings too, the two changes are {whole.distance:.2f} of their size apart "
+            f"(0 is equal, 1.41 unrelated); cosine {whole.cosine:.3f}."
+        )
         yield {verb.status: saying(said, "good")}
 
     def run_of(label: str | None, data: dict) -> Generator[Step, None, Run]:

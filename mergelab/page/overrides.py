@@ -31,13 +31,13 @@ def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
         return gr.update(choices=names, value=names[0] if names else None)
 
     def added(scope: str) -> Any:
-        def more(module: str, name: str, text: str, lines: list[str]) -> list[str]:
+        def more(method: str, module: str, name: str, text: str, lines: list[str]) -> list[str]:
             new = f"{name} = {text} in {parts_of(module)[scope]}"
-            parsed(new)
+            METHODS[method].checked({name: parsed(new)[1]["value"]})
             return [new, *(old for old in lines or [] if place_of(old) != place_of(new))]
 
         return told(more)
 
     form.method.change(knobs, form.method, setting, **AT_ONCE)
     for scope, button in buttons.items():
-        button.click(added(scope), [modules, setting, value, form.overrides], form.overrides, **AT_ONCE)
+        button.click(added(scope), [form.method, modules, setting, value, form.overrides], form.overrides, **AT_ONCE)

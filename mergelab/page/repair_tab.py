@@ -15,7 +15,7 @@ from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
-from mergelab.repair.stories import ALIGN, LEFT, STORIES
+from mergelab.repair.stories import ALIGN, FORM, STORIES
 from mergelab.step import relayed
 
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]
@@ -42,7 +42,7 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
     def repair(data: dict) -> Iterator[Step | dict]:
         telling = lab.tell(asked.trial(data), data[asked.align])
         end = yield from _followed(telling, lambda outcome: shown.updates(outcome, data))
-        said = f"{len(end.outcome.reports)} tasks repaired in {end.outcome.seconds:.0f} s."
+        said = words.summary(end.outcome)
         yield {
             status: saying(" ".join([said, *end.outcome.notes]), "good"),
             key: end.key,
@@ -121,7 +121,7 @@ class _Asked:
 
     def trial(self, data: Mapping[Any, Any]) -> Trial:
         """The trial that the widgets say."""
-        recipe = self.form.recipe(data) if data[self.what] == LEFT else STORIES[data[self.what]][0]
+        recipe = self.form.recipe(data) if data[self.what] == FORM else STORIES[data[self.what]][0]
         assert recipe
         return Trial(
             recipe,

@@ -1,19 +1,24 @@
 """What the Repair tab says: what to look for in each picture, and what a run shows, with its own numbers."""
 
+from statistics import fmean
+
 from mergelab.markdown import plain
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome
 from mergelab.repair.stories import STORIES
 from mergelab.report import RepairReport
+from mergelab.words import counted
 
 LOOK_VARIANCE = (
-    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and what "
-    "one layer loses the next cannot give back. Look how far the dotted line falls from left to right, how much of "
-    "that alignment saves (dashed), and that repair ends on 0 (solid): the expert's own variance."
+    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and a "
+    "deeper layer starts from what the ones before it have lost (norms and shortcuts lift it again). Look how far the "
+    "dotted line lies below 0, the expert's own variance, how much alignment saves (dashed), and that repair brings it "
+    "back to 0 (solid). One down is half the variance."
 )
 LOOK_SCORES = (
-    "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against merged, then at "
-    "the pale bars: they say how much the same repair does without alignment, or for a network that is not the merge."
+    "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against the bars before "
+    "it, then at the controls, whose names end in “, repaired”: they say how much the same repair does without "
+    "alignment, or for a network that is not the merge."
 )
 LOOK_MATCHING = (
     "**Align.** Channel 7 of one network is not channel 7 of another; matching finds the order in which they agree. "
@@ -21,8 +26,8 @@ LOOK_MATCHING = (
     "for the hump that moves to the right: only what correlates survives an average."
 )
 LOOK_SITES = (
-    "**Where.** A column is a site, the first layer on the left; a row is a task. Red has lost variance, blue has too "
-    "much. **Click a column** to open that site."
+    "**Where.** A column is a site, the first layer on the left; a row is a task. Grey has the expert's own variance, "
+    "orange and then red have lost some, blue has too much. **Click a column** to open that site."
 )
 LOOK_CHANNELS = (
     "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "
@@ -50,6 +55,22 @@ def about(story: str) -> str:
     if recipe is None:
         return "The base, experts and method of the form."
     return f"{recipe.method} of {', '.join(expert.source for expert in recipe.experts)}"
+
+
+def summary(outcome: Outcome) -> str:
+    """How the run ended, in a sentence for the status line."""
+    done = f"{counted(len(outcome.reports), 'task')} done in {outcome.seconds:.0f} s"
+    scored = [report.scores for report in outcome.reports if {"merged", "repaired", "expert"} <= report.scores.keys()]
+    if not scored:
+        return f"{done}: variance ratio {_ratios(outcome)}."
+    before, after, expert = (fmean(scores[kind] for scores in scored) for kind in ("merged", "repaired", "expert"))
+    said = f"{done}: mean accuracy {before:.0%} before the repair, {after:.0%} after it, {expert:.0%} of the experts."
+    return f"{said} The variance is back ({_ratios(outcome)}), the answers are not." if after < expert / 2 else said
+
+
+def _ratios(outcome: Outcome) -> str:
+    before, after = (fmean(report.ratios[at] for report in outcome.reports) for at in (0, 1))
+    return f"{before:.2f} → {after:.2f}"
 
 
 def name_of_merge(outcome: Outcome) -> str:

@@ -27,7 +27,7 @@ OPENING = "What is shown is an example, made in advance. Score makes it anew, wi
 SO_FAR = "**{} so far.** Who is best is told when the board is complete."
 KEPT = "The scores that it had finished are shown."
 LOOK_TABLE = (
-    "A row is a model, a column a task. **Look along a column** for the merge that does best (★), and down the rows "
+    "A row is a model, a column a task. **Look down a column** for the merge that does best (★), and along the rows "
     "of the merges for the task that each of them pays with. The base says what no merging at all would give."
 )
 LOOK_BARS = (

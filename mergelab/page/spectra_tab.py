@@ -24,16 +24,6 @@ from mergelab.report import Report
 from mergelab.scores.suggest import suggested_eta
 from mergelab.words import counted
 
-FORMULA = r"""
-For expert $i$ the **task vector** of one weight matrix is $\tau_i = W_i - W_0 = U S V^\top$, with singular values
-$\sigma_1 \ge \sigma_2 \ge \dots$ **STAR** keeps the fewest directions $r$ that hold $\eta$ % of their sum, and scales
-them back up:
-
-$$ r = \min\Big\{ r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k \Big\}, \qquad
-\tau_i' = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k}\, U_r S_r V_r^\top, \qquad
-W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
-"""
-
 
 @dataclass(frozen=True)
 class Spectra:
@@ -81,10 +71,11 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     about_lines = gr.Markdown(words.look_spectra(True), elem_classes="ml-look", elem_id="look-lines")
     with gr.Column(visible=False) as joint_part:
         joint = PlotlyPanel(None, label="Joint space", elem_id="joint", height=360)
-        gr.Markdown(words.LOOK_JOINT, elem_classes="ml-look")
+        about_joint = gr.Markdown(words.LOOK_JOINT, elem_classes="ml-look", elem_id="look-joint")
     with gr.Accordion("What am I looking at?", open=False):
-        gr.Markdown(
-            FORMULA,
+        about = gr.Markdown(
+            words.about(start),
+            elem_id="about-method",
             latex_delimiters=[
                 {"left": "$$", "right": "$$", "display": True},
                 {"left": "$", "right": "$", "display": False},
@@ -98,8 +89,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             csv, json = (str(path) for path in saved_analysis(lab, start))
             as_csv = gr.DownloadButton("These numbers (CSV)", value=csv, size="sm")
             as_json = gr.DownloadButton("The whole analysis, spectra included (JSON)", value=json, size="sm")
-    heat_part, module_part = [heat, about_heat, drawn], [lines, about_lines, joint_part, joint]
-    outputs = [form.status, shown, facts, modules, *heat_part, *module_part, table, as_csv, as_json]
+    heat_part, module_part = [heat, about_heat, drawn], [lines, about_lines, joint_part, joint, about_joint]
+    outputs = [form.status, shown, facts, modules, about, *heat_part, *module_part, table, as_csv, as_json]
 
     def heat_figure(report: Report, fact: str, eta: float) -> dict[Any, Any]:
         return {heat: _heat(report, fact, eta), about_heat: words.look_heat(report, fact), drawn: fact}
@@ -108,7 +99,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         has_joint = bool(report.decomposed) and "ownership" in plots.layer_named(report, name).curves
         return {
             lines: plots.spectra(report, name, _eta(report)),
-            about_lines: words.look_spectra(_eta(report) is not None),
+            about_lines: words.look_spectra(_eta(report) is not None, plots.rescales(report)),
+            about_joint: words.look_joint(report, name),
             joint_part: gr.update(visible=has_joint),
             joint: plots.joint_space(report, name) if has_joint else None,
         }
@@ -138,6 +130,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             shown: Recipe.from_dict(report.recipe).hash,
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
+            about: words.about(report),
             **heat_figure(report, fact, _eta(report) or 40.0),
             **module_figures(report, module or ""),
             table: frame_of(report.table()),

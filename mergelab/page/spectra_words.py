@@ -3,13 +3,47 @@
 A plot is named by its axis, as two of them stand side by side on a screen and one above the other on a phone.
 """
 
+from mergelab.markdown import escaped, plain
+from mergelab.method import METHODS
 from mergelab.plots import spectra as plots
 from mergelab.report import Report
 
 LOOK_JOINT = (
     "DRM gives all experts one basis. **Joint singular value:** its strength, direction by direction. **Share of the "
-    "direction:** who owns each one. A stripe of one colour belongs to one expert alone: nobody contradicts it there."
+    "direction:** who owns each one. A stripe of one colour would belong to one expert alone, whom nobody contradicts."
 )
+FORMULA = r"""
+For expert $i$ the **task vector** of one weight matrix is $\tau_i = W_i - W_0 = U S V^\top$, with singular values
+$\sigma_1 \ge \sigma_2 \ge \dots$ **STAR** keeps the fewest directions $r$ that hold $\eta$ % of their sum, and scales
+them back up:
+
+$$ r = \min\Big\{ r : \sum_{k \le r} \sigma_k \ge \tfrac{\eta}{100} \sum_k \sigma_k \Big\}, \qquad
+\tau_i' = \frac{\sum_k \sigma_k}{\sum_{k \le r} \sigma_k}\, U_r S_r V_r^\top, \qquad
+W = W_0 + \frac1T \sum_i w_i\, \tau_i' $$
+"""
+
+
+def about(report: Report) -> str:
+    """What the method of an analysis does, with its equations."""
+    method = METHODS[report.recipe["merge_method"]]
+    if method.name == "star":
+        return FORMULA
+    source = f" (arXiv [{method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
+    lead = f"For expert i the **task vector** of one weight matrix is τ_i = W_i − W_0. **{method.title}**{source}:"
+    return "\n\n".join([lead, *map(escaped, method.doc.split("\n\n"))])
+
+
+def look_joint(report: Report, module: str) -> str:
+    """What the joint basis of one module shows: who owns most of a direction."""
+    shares = plots.layer_named(report, module).curves.get("ownership", ()) if report.decomposed else ()
+    most = [max(direction) for direction in zip(*shares)]
+    if not most:
+        return LOOK_JOINT
+    share, owner = max((value, name) for name, values in zip(report.experts, shares) for value in values)
+    return (
+        f"{LOOK_JOINT} Here the strongest owner has {sum(most) / len(most):.0%} of a direction on average, and at most "
+        f"{share:.0%} ({plain(owner)}); equal shares would be {1 / len(shares):.0%}."
+    )
 
 
 def look_heat(report: Report, fact: str) -> str:
@@ -27,20 +61,25 @@ def look_heat(report: Report, fact: str) -> str:
 def _cell(report: Report, fact: str) -> str:
     if plots.follows_eta(report, fact):
         return (
-            "Number: directions kept; colour: their share of all that the matrix has. Look for columns that stand out: "
-            "which kind of matrix needs many directions, which few?"
+            "Number, where there is room: directions kept; colour: their share of all that the matrix has, from none "
+            "to the largest share that is drawn. Look for columns that stand out: which kind of matrix needs many "
+            "directions, which few?"
         )
     if plots.is_even(report, fact):
         return f"Number and colour: {fact}. It is nearly the same everywhere: no column stands out."
     return f"Number and colour: {fact}. Look for columns that stand out: which kind of matrix is it, and which layer?"
 
 
-def look_spectra(cuts: bool) -> str:
-    """What one module's two plots show. cuts: whether they say where η cuts."""
+def look_spectra(cuts: bool, rescales: bool = True) -> str:
+    """What one module's two plots show. cuts: whether they say where η cuts; rescales: whether what stays is scaled."""
     said = (
         "**Singular value σ:** the strength of each direction of the change; a steep fall means that few matter. "
         "**Share of the nuclear norm:** how they add up"
     )
     if not cuts:
         return f"{said}; a curve that rises fast means that few directions make up most of the change."
-    return f"{said}. The dotted lines are where η cuts; everything to their right goes, and the rest is scaled up."
+    rest = "the rest is scaled up" if rescales else "the rest stays as it is, as rescale is off"
+    return (
+        f"{said}. The dotted lines are where η cuts (the dashed one is η itself); everything to their right goes, and "
+        f"{rest}. The grey curve is the merge at the η that it was analysed with."
+    )

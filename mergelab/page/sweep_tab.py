@@ -26,11 +26,11 @@ from mergelab.table import cell
 from mergelab.words import counted
 
 OPENING = "What is shown is an example, made in advance. Sweep makes it anew, with the recipe in the form."
-LOOK = (
+LOOK_SCORE = (
     "**Score:** look for a hill that rises above the grey band, the average with its 95 % interval; a flat top means "
-    "that the exact value hardly matters. **Geometry:** what the knob does to the merged change. **Click a point** to "
-    "make it the recipe."
+    "that the exact value hardly matters. "
 )
+LOOK = "**Geometry:** what the knob does to the merged change. **Click a point** to make it the recipe."
 KEPT = "The points that it had finished are shown."
 SCORED, ASKED, GEOMETRY = "the bundled tasks", "what the Scores tab asks", "nothing: geometry alone"
 
@@ -51,7 +51,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
     verb = draw_verb("Sweep", "sweep", OPENING)
     fresh = draw_freshness(form, tab, "Sweep", opening.points[0].recipe, opening.knob)
     curves = PlotlyPanel(plots_scores.sweep_curves(opening), label="Sweep", elem_id="curves", height=420)
-    gr.Markdown(LOOK, elem_classes="ml-look")
+    about = gr.Markdown(_look(opening), elem_classes="ml-look")
     said = gr.Markdown(f"{EXAMPLE} {_said(opening)}", elem_id="verdict")
     with gr.Row():
         labels = _labels(opening)
@@ -98,6 +98,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
         labels = _labels(report)
         return {
             said: _said(report, total),
+            about: _look(report),
             recipes: _recipes(report),
             spot: gr.update(choices=labels, value=labels[report.best or 0]),
             **dict(zip((table, download), _numbers(lab, report))),
@@ -137,7 +138,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
         yield {form.eta: eta, form.status: saying(said, "good")}
 
     filled = [*form.outputs, verb.status]
-    outputs = [verb.status, fresh.made, fresh.line, recipes, curves, said, spot, table, download]
+    outputs = [verb.status, fresh.made, fresh.line, recipes, curves, about, said, spot, table, download]
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
     verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **AT_ONCE)
@@ -157,6 +158,11 @@ def how_many(points: float) -> int:
     if not 1 <= points <= MOST_POINTS or points != int(points):
         raise MergeError(f"Points must be a whole number from 1 to {MOST_POINTS}, not {points:g}.")
     return int(points)
+
+
+def _look(report: SweepReport) -> str:
+    scored = bool(report.points and report.points[0].scores)
+    return LOOK_SCORE * scored + LOOK
 
 
 def _said(report: SweepReport, total: int = 0) -> str:

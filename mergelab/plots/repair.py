@@ -200,7 +200,7 @@ def matching(objective: Sequence[float], before: Sequence[float], after: Sequenc
         "barmode": "overlay",
         "xaxis": _axis("sweep", 4) | {"domain": [0, 0.46], "anchor": "y", "dtick": max(1, len(x) // 10)},
         "xaxis2": _axis("correlation of two experts' channels", 4) | {"domain": [0.56, 1], "anchor": "y2"},
-        "yaxis": _axis("agreement of the weights", 6) | {"anchor": "x"},
+        "yaxis": _axis("agreement that is made large", 6) | {"anchor": "x"},
         "yaxis2": _axis("channels", 6) | {"anchor": "x2"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }

@@ -161,11 +161,22 @@ def sweep_curves(report: SweepReport) -> Figure:
     score = {"tickformat": ".0%", "rangemode": "tozero"} if exact else {"type": "log"}
     name = "exact match" if exact else "perplexity"
     layout = two_plots((name, score), ("geometry", {"rangemode": "tozero"}), symbol(report.knob))
+    if not report.points[0].scores:
+        traces, layout = _right_alone(traces, layout)
     if report.knob == EXPERTS:
-        layout["xaxis"]["dtick"] = layout["xaxis2"]["dtick"] = 1
+        for axis in {"xaxis", "xaxis2"} & layout.keys():
+            layout[axis]["dtick"] = 1
     layout["legend"]["traceorder"] = "normal"
-    layout["meta"] = {"pair": True, "tall": 820, "alt": _sweep_alt(report, exact)}
+    scored = {"pair": True, "tall": 820} if report.points[0].scores else {}
+    layout["meta"] = scored | {"alt": _sweep_alt(report, exact)}
     return {"data": traces, "layout": layout}
+
+
+def _right_alone(traces: list[dict[str, Any]], layout: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Of two plots the right one, as the only one."""
+    alone = [{key: value for key, value in trace.items() if key not in ("xaxis", "yaxis")} for trace in traces]
+    axes = {"xaxis": layout["xaxis2"] | {"domain": [0, 1], "anchor": "y"}, "yaxis": layout["yaxis2"] | {"anchor": "x"}}
+    return alone, {key: value for key, value in layout.items() if key not in ("xaxis2", "yaxis2")} | axes
 
 
 def _score_curves(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:

@@ -81,16 +81,40 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
     ranks = np.stack([table[:, i, round(eta if own is None else own)] for i, own in enumerate(held)], axis=1)
     z = ranks / full
     figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "directions kept: %{text} (%{z:.0%})")
-    figure["data"][0] |= {"zmin": 0, "zmax": max(0.05, float((table[:, :, 80] / full).max()))}
+    figure["data"][0] |= {"zmin": 0, "zmax": float(z.max()) or 1.0}  # the slider moves it with what is drawn
     figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "share kept", "side": "right"}}
     size = f"{counted(len(layers), 'module')}, {counted(len(report.experts), 'expert')}"
     alt = f"Heatmap of the share of singular directions kept: {size}."
     figure["layout"]["meta"] = {
         "alt": alt,
         "across": "module",
-        "eta": {"kind": "heat", "shape": table.shape, "table": _u16(table), "full": full.tolist(), "held": held},
+        "eta": {
+            "kind": "heat",
+            "shape": table.shape,
+            "table": _u16(table),
+            "full": full.tolist(),
+            "held": held,
+            "gain": _mean_gains(layers, held) if rescales(report) else None,
+        },
     }
     return figure
+
+
+def rescales(report: Report) -> bool:
+    """Whether STAR scales up what it keeps."""
+    return bool(elsewhere((report.recipe.get("parameters") or {}).get("rescale", True)))
+
+
+def _mean_gains(layers: Sequence[LayerReport], held: Sequence[float | None]) -> list[float]:
+    """By what STAR scales up what it keeps, on average over modules and experts, for each η in whole percent. (101,)"""
+    found = []
+    for layer, own in zip(layers, held):
+        for values, ranks in zip(layer.curves["singular_values"], _rank_table(layer)):
+            if len(values):
+                mass = np.cumsum(np.array(values, dtype=float))
+                gains = mass[-1] / mass[np.maximum(ranks.astype(int), 1) - 1]
+                found.append(gains if own is None else np.full(len(GRID), gains[round(own)]))
+    return [round(float(gain), 3) for gain in np.mean(found, axis=0)] if found else [1.0] * len(GRID)
 
 
 def own_etas(report: Report) -> list[float | None]:
@@ -147,7 +171,8 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     for name, colour, values in zip(report.experts, _colours(len(curves)), curves):
         traces += paired_curves(name, values, {"color": colour, "width": 2})
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
-    traces += paired_curves("merged, as analysed", merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
+    title = "merged" if eta is None else f"merged at η = {eta:g}"
+    traces += paired_curves(title, merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
     layout = two_plots(
         ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
         ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),

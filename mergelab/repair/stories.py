@@ -7,7 +7,7 @@ from mergelab.recipes.recipe import Expert, Recipe
 
 STORY = ASSETS / "analyses" / "digits-repair.json"  # what the tab opens with, made in advance
 ALIGN = ("none", "weights", "activations", "best")  # best: all are tried, the average is judged on calibration data
-LEFT = "The recipe on the left"
+FORM = "The recipe in the form"
 
 
 def _recipe(*sources: str, base: str | None = None, method: str = "linear", **settings: Any) -> Recipe:
@@ -39,5 +39,5 @@ STORIES: dict[str, tuple[Recipe | None, str]] = {  # name -> what to merge, and 
         _recipe("numbers/french", "numbers/scratch-french"),
         "activations",
     ),
-    LEFT: (None, "none"),
+    FORM: (None, "none"),
 }  # fmt: skip
