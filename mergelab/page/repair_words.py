@@ -59,7 +59,7 @@ def about(story: str) -> str:
 
 def summary(outcome: Outcome) -> str:
     """How the run ended, in a sentence for the status line."""
-    done = f"{counted(len(outcome.reports), 'task')} done in {outcome.seconds:.0f} s"
+    done = f"{counted(len(outcome.reports), 'task')} repaired in {outcome.seconds:.0f} s"
     scored = [report.scores for report in outcome.reports if {"merged", "repaired", "expert"} <= report.scores.keys()]
     if not scored:
         return f"{done}: variance ratio {_ratios(outcome)}."
