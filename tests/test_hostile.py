@@ -238,8 +238,10 @@ def test_hostile_names_run_nothing_in_the_page(evil, tmp_path):
         page.keyboard.insert_text(recipe_of(*evil).to_yaml())
         page.get_by_role("button", name="Apply this text").click()
         playwright.expect(page.locator("#experts")).to_contain_text("onerror")
+        playwright.expect(page.locator("#status")).to_contain_text("fit the base", timeout=60_000)  # it has settled
         page.get_by_role("button", name="Analyse").press("Enter")
         playwright.expect(page.locator("#heat .ytick text").first).to_contain_text("window.hit", timeout=60_000)
+        playwright.expect(page.locator("#status")).to_contain_text("analysed in", timeout=60_000)
         page.locator("#merge").press("Enter")  # a click could miss it while the column above still grows
         playwright.expect(page.locator("#merged-about")).to_contain_text("onerror", timeout=60_000)
         for tab in page.get_by_role("tab").all():
