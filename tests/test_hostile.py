@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import socket
+from contextlib import suppress
 
 import gradio as gr
 import httpx
@@ -238,11 +239,13 @@ def test_hostile_names_run_nothing_in_the_page(evil, tmp_path):
         page.keyboard.insert_text(recipe_of(*evil).to_yaml())
         page.get_by_role("button", name="Apply this text").click()
         playwright.expect(page.locator("#experts")).to_contain_text("onerror")
-        playwright.expect(page.locator("#status")).to_contain_text("fit the base", timeout=60_000)  # it has settled
         page.get_by_role("button", name="Analyse").press("Enter")
         playwright.expect(page.locator("#heat .ytick text").first).to_contain_text("window.hit", timeout=60_000)
-        playwright.expect(page.locator("#status")).to_contain_text("analysed in", timeout=60_000)
-        page.locator("#merge").press("Enter")  # a click could miss it while the column above still grows
+        for _ in range(4):  # a key that is pressed while the page settles can be lost, as a person's click can
+            page.locator("#merge").press("Enter")
+            with suppress(playwright.TimeoutError):
+                page.locator("#merged-about").wait_for(timeout=20_000)
+                break
         playwright.expect(page.locator("#merged-about")).to_contain_text("onerror", timeout=60_000)
         for tab in page.get_by_role("tab").all():
             tab.click()
