@@ -81,7 +81,7 @@ window.mergelab = (() => {
       const all = range(Math.min(...follow.full), Math.max(...follow.full))
       say(`At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
         `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and ` +
-        (follow.gain ? `scales them up ${follow.gain[Math.max(0, Math.min(100, Math.round(eta)))].toFixed(1)} × on average.` : 'does not scale them up.') +
+        (follow.gain ? `scales them up ${follow.gain[Math.round(eta)].toFixed(1)} × on average.` : 'does not scale them up.') +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
         (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : ''))
     },

@@ -94,7 +94,7 @@ def _rank_heatmap(report: Report, eta: float) -> Figure:
             "table": _u16(table),
             "full": full.tolist(),
             "held": held,
-            "gain": _mean_gains(layers, held) if rescales(report) else None,
+            "gain": _mean_gains(layers, table, held) if rescales(report) else None,
         },
     }
     return figure
@@ -105,11 +105,14 @@ def rescales(report: Report) -> bool:
     return bool(elsewhere((report.recipe.get("parameters") or {}).get("rescale", True)))
 
 
-def _mean_gains(layers: Sequence[LayerReport], held: Sequence[float | None]) -> list[float]:
-    """By what STAR scales up what it keeps, on average over modules and experts, for each η in whole percent. (101,)"""
+def _mean_gains(layers: Sequence[LayerReport], table: np.ndarray, held: Sequence[float | None]) -> list[float]:
+    """By what STAR scales up what it keeps, on average over modules and experts, for each η in whole percent. (101,)
+
+    table: the ranks that it keeps, (expert, module, 101).
+    """
     found = []
-    for layer, own in zip(layers, held):
-        for values, ranks in zip(layer.curves["singular_values"], _rank_table(layer)):
+    for i, (layer, own) in enumerate(zip(layers, held)):
+        for values, ranks in zip(layer.curves["singular_values"], table[:, i]):
             if len(values):
                 mass = np.cumsum(np.array(values, dtype=float))
                 gains = mass[-1] / mass[np.maximum(ranks.astype(int), 1) - 1]
