@@ -3,7 +3,7 @@
 All treat each entry on its own. Written in float arithmetic: masks of booleans are several times slower.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -86,13 +86,13 @@ def elected(total: Tensor, tie: str | Tensor) -> Tensor:
     if tie == "plus":
         tie = total.new_tensor(1.0)
     elif tie == "majority":
-        tie = majority(total)
+        tie = majority([total]).to(total)
     return torch.addcmul(sign, 1 - sign.abs(), tie)
 
 
-def majority(total: Tensor) -> Tensor:
-    """The sign that most entries have; 0 if no sign does."""
-    return total.sign().sum().sign()
+def majority(parts: Iterable[Tensor]) -> Tensor:
+    """The sign that most entries of a tensor have, which comes in parts; 0 if no sign does."""
+    return sum(part.sign().sum(dtype=torch.float64) for part in parts).sign()
 
 
 def agreeing(values: Tensor, sign: Tensor) -> Tensor:

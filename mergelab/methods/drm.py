@@ -1,6 +1,6 @@
 """DRM: Decom-Renorm-Merge (Chaichana et al., arXiv 2505.23117), in its two directions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +14,7 @@ from mergelab.maths.signs import (
     blocks,
     conflicts,
     elected,
+    majority,
     threshold_keeping,
     thresholds_keeping,
 )
@@ -29,7 +30,7 @@ Floor = Annotated[float, Knob(0, 0.5, "directions below this share of the strong
 
 def prevailing(whole: Whole, **settings: Any) -> Tensor:
     """The sign that most entries of the sum of all deltas have, for a tensor that is not decomposed."""
-    return _majority(part.entries for part in whole.walk())
+    return majority(_sum(part.entries) for part in whole.walk())
 
 
 @merge_method("DRM-H", paper="2505.23117", fewest=2, entrywise="tables", survey=prevailing)
@@ -73,7 +74,7 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     strengths = lengths * values[:, None]  # s_ik
     count = round((1 - drop) * int(live.sum()) * units.shape[2])
     kept = _pruned(units, count, joint).mul_(strengths.to(units))
-    voted, opposed = _vote(kept, layer, _majority(blocks(*kept)))
+    voted, opposed = _vote(kept, layer, majority(map(_sum, blocks(*kept))))
     delta = joint.combined(voted)
     energy = strengths.square().sum((1, 2))
     facts = {
@@ -129,11 +130,6 @@ def _vote(tensors: Sequence[Tensor], layer: Layer, tie: Tensor) -> tuple[Tensor,
         torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
         opposed += conflicts(stack).cpu()
     return mean, opposed
-
-
-def _majority(parts: Iterable[Sequence[Tensor]]) -> Tensor:
-    """The sign that most entries of a sum of tensors have; they come in parts, the same entries of each."""
-    return sum(_sum(part).sign().sum(dtype=torch.float64) for part in parts).sign()
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
