@@ -1,7 +1,10 @@
 """Small models, adapters and layers for the tests."""
 
+import gc
+import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,6 +84,22 @@ def recipe_of(base: Path, *experts: Path | str, method: str = "linear", **more) 
 def merged(recipe: Recipe, out: Path):
     """Merge, and return the report."""
     return finished(merge(plan(recipe), out))
+
+
+def most_held(work: Callable[[], object]) -> int:
+    """The most bytes that torch holds at once, of those taken during the work (LAPACK's own come on top).
+
+    The profiler counts a tensor of an earlier profile that is freed in this one, so no garbage is left to be found.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            work()
+    finally:
+        gc.enable()
+    changes = [event.nbytes() for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
 
 
 def put_in_place(path: Path, data: bytes) -> None:
