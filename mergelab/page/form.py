@@ -13,7 +13,7 @@ from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
-from mergelab.page.telling import AT_ONCE, saying, told
+from mergelab.page.telling import AT_ONCE, PRIVATE, saying, told
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
 from mergelab.recipes.varying import mapped, shown, well_formed
@@ -225,7 +225,8 @@ def draw_form(lab: Lab) -> Form:
         return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
 
     picked = [form.base.change, form.experts.change]  # not input: emptying the box is none
-    gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **AT_ONCE)
+    looking = gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **AT_ONCE)
+    gr.on([form.analyse.click, form.merge.click], None, None, None, cancels=[looking], **PRIVATE)  # the line is theirs
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **AT_ONCE)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **AT_ONCE)
     as_yaml = told(lambda data: gr.update(value=form.recipe(data).to_yaml(), visible=True))
