@@ -244,7 +244,7 @@ def test_another_method_brings_its_own_knobs_pictures_and_numbers(page):
     expect(page.get_by_role("slider", name="drop").first).to_be_visible()
     expect(page.locator("#knob-star-eta")).to_be_hidden()
     expect(page.locator("#joint .ml-plot[data-draws]")).to_be_visible()
-    expect(page.locator("#readout")).to_contain_text("joint rank")
+    expect(page.locator("#readout")).to_contain_text("share of energy")
     choose(page, "#fact", "sign conflicts")
     expect(page.locator("#readout")).to_contain_text("opposite directions")
     expect(page.locator("#look-heat")).to_contain_text("Number and colour: sign conflicts")
@@ -321,6 +321,9 @@ def test_nothing_overflows_on_a_phone_and_the_two_plots_stand_one_above_the_othe
     first, second = (page.locator(f"#lines .{axis}title").count() for axis in ("x", "x2"))
     assert (first, second) == (0, 1)
     assert page.locator("#heat .heatmaplayer text").count() == 0
+    page.locator("#lines").evaluate("node => node.scrollIntoView()")
+    slider, picture = (page.locator(name).bounding_box() for name in ("#knob-star-eta", "#lines"))
+    assert slider["y"] == 0 and slider["height"] <= picture["y"], "the slider goes along, above the pictures"
 
 
 def test_machines_use_the_typed_endpoints(url):

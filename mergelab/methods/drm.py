@@ -78,10 +78,10 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     delta = joint.combined(voted)
     energy = strengths.square().sum((1, 2))
     facts = {
+        "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
+        "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
         "joint rank": float(len(values)),
         "nuclear norm cut": float(1 - values.sum() / joint.spectrum.sum()) if len(values) else 0.0,
-        "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
-        "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
     }
     ownership = (lengths.square() * live).squeeze(2)
     curves = {"joint_singular_values": values, "ownership": ownership}

@@ -24,7 +24,7 @@ def iso_c(layer: Layer, *, lambda_: Scale = 1.0) -> Merged:
     joint = _sum(layer)
     level = joint.values.mean() if len(joint.values) else 0.0
     delta = lambda_ * level * joint.left @ joint.right.T
-    facts = {"joint rank": float(len(joint.values)), "common singular value": float(level)}
+    facts = {"common singular value": float(level), "joint rank": float(len(joint.values))}
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": joint.values})
 
 
@@ -55,9 +55,9 @@ def iso_cts(
     delta = lambda_ * level * orthogonal(joint.left) @ orthogonal(joint.right).T
     ranks = dict(zip(layer.moving, (len(part.values) for part in specific)))
     facts = {
-        "joint rank": float(len(shared.values)),
-        "own directions": tuple(float(ranks.get(i, 0)) for i in range(len(layer.deltas))),
         "common singular value": float(level),
+        "own directions": tuple(float(ranks.get(i, 0)) for i in range(len(layer.deltas))),
+        "joint rank": float(len(shared.values)),
     }
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": joint.values.sort(descending=True).values})
 

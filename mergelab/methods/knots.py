@@ -64,9 +64,9 @@ def _merged(layer: Layer, sparse: Callable[[int, Tensor], Tensor], scale: float)
     for i, part, share in zip(layer.moving, rows, (energy / energy.sum()).tolist()):
         shares[i], lengths[i] = share, part.square().sum(1) / values.square()
     facts = {
-        "joint rank": float(len(values)),
         "share of energy": tuple(shares),
         "sign conflicts": conflict_share(kept),
+        "joint rank": float(len(values)),
     }
     delta = scale * (basis @ chosen)
     return Merged(delta.to(layer.base), facts, {"joint_singular_values": values, "ownership": lengths})

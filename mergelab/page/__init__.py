@@ -49,7 +49,7 @@ def build(lab: Lab) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="side"):
                 form = draw_form(lab)
             with gr.Column(scale=4, min_width=320), gr.Tabs() as tabs:
-                with gr.Tab("Spectra", id="spectra"):
+                with gr.Tab("Spectra", id="spectra", elem_id="spectra-tab"):
                     spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
