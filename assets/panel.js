@@ -63,8 +63,9 @@ window.mergelab = (() => {
     if (place && place.textContent !== sentence) place.textContent = sentence
   }
 
-  const follows = {
-    heat(panel, follow, rank) {
+  // What η makes of a figure: `trace` of its first one, `layout`, and the sentence over it.
+  const moved = {
+    heat(follow, rank) {
       const [rows, columns] = follow.shape, z = [], text = []
       let least = Infinity, most = 0, share = 0
       for (let r = 0; r < rows; r++) {
@@ -75,31 +76,42 @@ window.mergelab = (() => {
           least = Math.min(least, kept); most = Math.max(most, kept); share += kept / follow.full[c]
         }
       }
-      Plotly.restyle(panel.host, {z: [z], text: [text], zmax: Math.max(...z.flat()) || 1}, [0])
       const own = (follow.held || []).filter(value => value !== null).length
       const range = (low, high) => low === high ? low : `${low} to ${high}`
       const all = range(Math.min(...follow.full), Math.max(...follow.full))
-      say(`At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
+      return {trace: {z, text, zmax: Math.max(...z.flat()) || 1}, layout: {}, says:
+        `At η = ${Math.round(eta)} %, STAR keeps ${range(least, most)} of ${all} ${most === 1 && all === 1 ? 'direction' : 'directions'} ` +
         `of each matrix, ${Math.round(100 * share / (rows * columns))} % on average, and ` +
         (follow.gain ? `scales them up ${follow.gain[Math.round(eta)].toFixed(1)} × on average.` : 'does not scale them up.') +
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
-        (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : ''))
+        (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : '')}
     },
-    cuts(panel, follow, rank) {
+    cuts(follow, rank) {
       const line = css('--body-text-color'), shapes = []
       for (let r = 0; r < follow.shape[0]; r++) for (const axis of ['', '2'])
         shapes.push({type: 'line', xref: 'x' + axis, yref: `y${axis} domain`, x0: rank(follow.held, r), x1: rank(follow.held, r), y0: 0, y1: 1,
           line: {color: follow.colours[r], width: 1.5, dash: 'dot'}})
       shapes.push({type: 'line', xref: 'x2 domain', yref: 'y2', x0: 0, x1: 1, y0: (follow.held ?? eta) / 100, y1: (follow.held ?? eta) / 100,
         line: {color: line, width: 1, dash: 'dash'}})
-      Plotly.relayout(panel.host, {shapes})
+      return {trace: {}, layout: {shapes}}
     },
   }
 
+  function atEta(figure) {  // null: the figure does not follow η
+    const meta = figure.layout.meta && figure.layout.meta.eta
+    return meta ? moved[meta.kind](meta, ranksOf(figure)) : null
+  }
+
   function follow(panel) {
-    const meta = panel.figure && panel.figure.layout.meta && panel.figure.layout.meta.eta
-    if (!meta || panel.host.offsetParent === null) return
-    follows[meta.kind](panel, meta, ranksOf(panel.figure))
+    const now = panel.figure && panel.host.offsetParent !== null && atEta(panel.figure)
+    if (!now) return
+    if (now.trace.z) Plotly.restyle(panel.host, {...now.trace, z: [now.trace.z], text: [now.trace.text]}, [0])
+    else Plotly.relayout(panel.host, now.layout)
+    told(panel, now)
+  }
+
+  function told(panel, {says}) {
+    if (says) say(says)
     panel.host.dataset.eta = String(Math.round(eta))
     if (panel.drawn) panel.drawn()
   }
@@ -114,12 +126,13 @@ window.mergelab = (() => {
   async function draw(panel, value) {
     panel.figure = value ? JSON.parse(value) : null
     if (!panel.figure) { Plotly.purge(panel.host); return }
-    const {data, layout} = fitted(panel, panel.figure)
-    panel.narrow = panel.host.offsetWidth < 600
+    const now = panel.host.offsetParent !== null && atEta(panel.figure)  // drawn once, and with η
+    const {data, layout} = fitted(panel, now ? {data: [{...panel.figure.data[0], ...now.trace}, ...panel.figure.data.slice(1)],
+      layout: {...panel.figure.layout, ...now.layout}} : panel.figure)
+    panel.width = panel.host.offsetWidth
     const tools = !matchMedia('(pointer: coarse)').matches && !(layout.xaxis && layout.xaxis.fixedrange)  // nothing to zoom
     await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: tools && 'hover',
       modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage', 'sendChartToCloud']}))
-    if (panel.drawn) panel.drawn()
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {
       panel.bound = true
@@ -128,7 +141,8 @@ window.mergelab = (() => {
     }
     if (layout.meta && layout.meta.says) say(layout.meta.says)
     panel.host.dataset.draws = String(1 + Number(panel.host.dataset.draws || 0))
-    follow(panel)
+    if (now) told(panel, now)
+    else if (panel.drawn) panel.drawn()
   }
 
   function mount({element, props, trigger, watch, key}) {
@@ -142,9 +156,12 @@ window.mergelab = (() => {
     watch('value', () => draw(panel, props.value))
     draw(panel, props.value)
     new ResizeObserver(() => {
-      if (!host.offsetWidth || !panel.figure) return
-      if (panel.narrow !== host.offsetWidth < 600) draw(panel, props.value)
-      else { Plotly.Plots.resize(host); follow(panel) }
+      const width = host.offsetWidth, before = panel.width
+      if (!width || !panel.figure) return
+      if (!before || before < 600 !== width < 600) return draw(panel, props.value)
+      panel.width = width
+      if (width !== before) Plotly.Plots.resize(host)
+      if (width !== before || host.dataset.eta !== String(Math.round(eta))) follow(panel)
     }).observe(host)
   }
 
@@ -158,9 +175,15 @@ window.mergelab = (() => {
 
   const forgetGone = () => panels.forEach(panel => { if (!panel.host.isConnected) { Plotly.purge(panel.host); panels.delete(panel) } })
 
-  new MutationObserver(() => panels.forEach(panel => {
-    if (panel.figure && panel.host.isConnected) Plotly.relayout(panel.host, themed(panel.host.layout)).then(() => follow(panel))
-  })).observe(document.body || document.documentElement, {attributes: true, attributeFilter: ['class']})
+  let ink = css('--body-text-color')
+  new MutationObserver(() => {
+    if (ink === (ink = css('--body-text-color'))) return
+    panels.forEach(panel => {
+      if (!panel.figure || !panel.host.isConnected) return
+      if (panel.host.offsetParent === null) panel.width = 0  // to be drawn anew where it is seen
+      else Plotly.relayout(panel.host, themed(panel.host.layout)).then(() => follow(panel))
+    })
+  }).observe(document.body || document.documentElement, {attributes: true, attributeFilter: ['class']})
 
   return {mount, setEta}
 })()
