@@ -12,9 +12,9 @@ from mergelab.assets import ASSETS
 
 PLOTLY_JS = ASSETS / "vendor" / "plotly-cartesian.min.js"  # of the version that the plotly package has
 PANEL_JS = ASSETS / "panel.js"
-ADDRESS_JS, NUMBERS_JS = ASSETS / "address.js", ASSETS / "numbers.js"
+ADDRESS_JS, NUMBERS_JS, STREAM_JS = (ASSETS / f"{name}.js" for name in ("address", "numbers", "stream"))
 PAGE_CSS = ASSETS / "page.css"
-SERVED = [PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "fields.js", ASSETS / "learn.js"]
+SERVED = [STREAM_JS, PLOTLY_JS, PANEL_JS, NUMBERS_JS, ADDRESS_JS, ASSETS / "fields.js", ASSETS / "learn.js"]
 HEAD = "".join(f'<script src="gradio_api/file={path}"></script>' for path in SERVED)
 
 _TEMPLATE = '<div class="ml-plot" style="height:%dpx"></div>'
