@@ -18,13 +18,18 @@
     timer = timer || setTimeout(write, 200)
   }
 
-  let form = null, asking = 0  // what the form says; loading a recipe changes many things one after the other
-  mergelab.formChanged = values => {
+  let form = null, models = null, asking = 0  // what the form says; loading a recipe changes many things one after the other
+  mergelab.formChanged = (values, picks) => {
     const now = JSON.stringify(values)
     if (now === form) return
     form = now
     clearTimeout(asking)
-    asking = setTimeout(() => document.getElementById('settled').click(), 150)
+    asking = setTimeout(() => {
+      const before = models
+      models = JSON.stringify(picks.map(place => values[place]))
+      document.getElementById('settled').click()
+      if (models !== before) document.getElementById('picked').click()
+    }, 150)
   }
 
   async function copied(text) {

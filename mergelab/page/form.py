@@ -13,7 +13,7 @@ from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
-from mergelab.page.telling import AT_ONCE, PRIVATE, saying, told
+from mergelab.page.telling import AT_ONCE, saying, told
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
 from mergelab.recipes.varying import mapped, shown, well_formed
@@ -53,6 +53,7 @@ class Form:
     link: gr.Button
     status: gr.HTML
     settled: gr.Button  # the browser clicks it when something in the form has become another one, but for η
+    picked: gr.Button  # and this one when base, experts or method have: their own `change` comes without one, too
     yaml: gr.Code
 
     @property
@@ -208,10 +209,12 @@ def draw_form(lab: Lab) -> Form:
         form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
 
     form.settled = gr.Button(visible="hidden", elem_id="settled")
+    form.picked = gr.Button(visible="hidden", elem_id="picked")
     told_by = sorted(form.inputs - {form.eta, form.rest}, key=lambda widget: widget._id)
     changing = [widget.change for widget in told_by]
     # An answer makes a list of things "change" that are what they were: the browser looks.
-    gr.on(changing, None, told_by, None, js="(...values) => { mergelab.formChanged(values) }")
+    picks = [told_by.index(widget) for widget in (form.base, form.experts, form.method)]
+    gr.on(changing, None, told_by, None, js=f"(...values) => {{ mergelab.formChanged(values, {picks}) }}")
     form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **AT_ONCE)
 
     def checked(data: dict) -> Any:
@@ -224,9 +227,7 @@ def draw_form(lab: Lab) -> Form:
             return saying(str(error), "bad")
         return saying(" ".join([found.summary, *found.notes[:2]]), "bad" if found.problems else "good")
 
-    picked = [form.base.change, form.experts.change]  # not input: emptying the box is none
-    looking = gr.on(picked, told(checked), form.inputs, form.status, trigger_mode="always_last", **AT_ONCE)
-    gr.on([form.analyse.click, form.merge.click], None, None, None, cancels=[looking], **PRIVATE)  # the line is theirs
+    form.picked.click(told(checked), form.inputs, form.status, trigger_mode="always_last", **AT_ONCE)
     form.method.change(form.shown, form.method, [form.about, *form.groups.values()], **AT_ONCE)
     form.then.change(form.shown_step, form.then, [*form.steps.values()], **AT_ONCE)
     as_yaml = told(lambda data: gr.update(value=form.recipe(data).to_yaml(), visible=True))

@@ -25,7 +25,12 @@ LOOK = (
 )
 NOTHING = "Nothing is merged yet. Press **Merge**, below the recipe."
 NOT_SCORED = "Scores are for bundled experts; ask this merge instead."
-SHOW = "() => innerWidth < 900 && document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})"
+# A tab that was never opened does not always open when it is told to, while the page draws something else.
+SHOW = """() => {
+  if (!document.getElementById('merged-about'))
+    [...document.querySelectorAll('#bench [role=tab]')].find(tab => tab.textContent.trim() === 'Merge').click()
+  if (innerWidth < 900) document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})
+}"""
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
 
@@ -76,6 +81,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
+            about: _about(run),
             bars: drawn(scores, found) if scores else plots.empty(NOT_SCORED),
             **told_of(run, scores, data[past]),
         }

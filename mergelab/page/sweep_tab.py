@@ -148,8 +148,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
     use.click(told(used), [spot, recipes], filled, **AT_ONCE)
     ranges = {form.method, form.experts, knob}
     before, span = gr.State(form.method.value), [lowest, highest, points]
-    changed = [form.method.change, form.experts.change]
-    gr.on(changed, chosen, ranges | {before}, [before, knob, *span], **AT_ONCE)
+    form.picked.click(chosen, ranges | {before}, [before, knob, *span], trigger_mode="always_last", **AT_ONCE)
     knob.input(lambda data: ranged(data[knob], data), ranges, span, **AT_ONCE)
 
 
