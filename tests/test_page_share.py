@@ -12,6 +12,7 @@ from test_page import browser, choose, lab, merged, opened, page, url  # noqa: F
 
 from mergelab.lab.gallery import examples
 from mergelab.lab.link import recipe_of, words_of
+from mergelab.page.panel import ADDRESS_JS
 from mergelab.recipes.recipe import Expert, Recipe
 
 MODULE = "model.layers.2.mlp.up_proj.weight"
@@ -237,3 +238,20 @@ def test_a_figure_is_drawn_the_same_after_the_address_has_changed(page):  # noqa
     moved(page, 5)
     rewritten(page, "eta=50")
     assert page.evaluate(clips) == [] and page.asked[asked:] == []
+
+
+def test_a_form_that_changes_to_what_it_is_asks_nothing(browser):  # noqa: F811
+    page = browser.new_page()
+    page.set_content("<button id=settled></button><button id=picked></button>")
+    page.evaluate("() => { window.mergelab = {}; window.clicks = []; onclick = event => clicks.push(event.target.id) }")
+    page.add_script_tag(path=ADDRESS_JS)
+    said = [[["a", "b"], 1], [["a", "b"], 1], [["a", "b"], 2], [["a"], 2], [["a"], 2]]
+    clicks = page.evaluate(
+        """async said => {
+          for (const values of said) { mergelab.formChanged(values, [0]); await new Promise(done => setTimeout(done, 250)) }
+          return clicks
+        }""",
+        said,
+    )
+    page.close()
+    assert clicks == ["settled", "picked", "settled", "settled", "picked"]
