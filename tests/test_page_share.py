@@ -241,17 +241,20 @@ def test_a_figure_is_drawn_the_same_after_the_address_has_changed(page):  # noqa
 
 
 def test_a_form_that_changes_to_what_it_is_asks_nothing(browser):  # noqa: F811
-    page = browser.new_page()
-    page.set_content("<button id=settled></button><button id=picked></button>")
-    page.evaluate("() => { window.mergelab = {}; window.clicks = []; onclick = event => clicks.push(event.target.id) }")
-    page.add_script_tag(path=ADDRESS_JS)
+    blank = browser.new_page()
+    blank.set_content("<button id=settled></button><button id=picked></button>")
+    blank.evaluate("() => { window.mergelab = {}; window.clicks = []; onclick = event => clicks.push(event.target.id) }")
+    blank.add_script_tag(path=ADDRESS_JS)
     said = [[["a", "b"], 1], [["a", "b"], 1], [["a", "b"], 2], [["a"], 2], [["a"], 2]]
-    clicks = page.evaluate(
+    clicks = blank.evaluate(
         """async said => {
-          for (const values of said) { mergelab.formChanged(values, [0]); await new Promise(done => setTimeout(done, 250)) }
+          for (const values of said) {
+            mergelab.formChanged(values, [0])
+            await new Promise(done => setTimeout(done, 250))
+          }
           return clicks
         }""",
         said,
     )
-    page.close()
+    blank.close()
     assert clicks == ["settled", "picked", "settled", "settled", "picked"]
