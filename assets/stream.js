@@ -15,11 +15,12 @@
     } finally { asking-- }
   }
 
-  function closes(message) {  // whether it is the one that ends the stream
-    const [, kind] = /"msg":\s*"(\w+)"/.exec(message) || [], [, name] = /"event_id":\s*"(\w+)"/.exec(message) || []
+  function noted(message) {  // what kind of message it is; its beginning says it, and whom it answers
+    const start = message.slice(0, 300), said = key => (new RegExp(`"${key}":\\s*"(\\w+)"`).exec(start) || [])[1]
+    const kind = said('msg'), name = said('event_id')
     if (kind === 'process_completed' && name && !open.delete(name)) early.add(name)
     if (kind === 'unexpected_error') open.clear()
-    return kind === 'close_stream'
+    return kind
   }
 
   async function listen(input, options) {
@@ -34,7 +35,8 @@
           if (done) return controller.close()
           const messages = (rest + value).split('\n\n')
           rest = messages.pop()
-          if (messages.filter(message => closes(message.slice(0, 300))).length && (open.size || asking)) {
+          const ended = messages.map(noted).includes('close_stream')
+          if (ended && (open.size || asking)) {
             const next = await plain(input, options)
             if (next.ok) { messages.pop(); reader = readerOf(next) }  // the last one is the end
           }

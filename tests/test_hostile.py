@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import socket
-from contextlib import suppress
 
 import gradio as gr
 import httpx
@@ -241,18 +240,14 @@ def test_hostile_names_run_nothing_in_the_page(evil, tmp_path):
         playwright.expect(page.locator("#experts")).to_contain_text("onerror")
         page.get_by_role("button", name="Analyse").press("Enter")
         playwright.expect(page.locator("#heat .ytick text").first).to_contain_text("window.hit", timeout=60_000)
-        for _ in range(4):  # an answer may be slow to show
-            page.locator("#merge").press("Enter")
-            with suppress(playwright.TimeoutError):
-                page.locator("#status", has_text="Merg").wait_for(timeout=10_000)
-                break
+        page.locator("#merge").press("Enter")  # a click could miss it while the column above still grows
         playwright.expect(page.locator("#merged-about")).to_contain_text("onerror", timeout=60_000)
         for tab in page.get_by_role("tab").all():
             tab.click()
         page.wait_for_timeout(300)
         assert page.evaluate("window.hit") is None
         assert page.locator("img[src='x'], a[href^='javascript:']").count() == 0
-        file, *_ = alone.folder.rglob("LICENSE.html")
+        (file,) = alone.folder.rglob("LICENSE.html")
         answer = httpx.get(f"{address}gradio_api/file={file}")
         browser.close()
     assert answer.headers["content-disposition"].startswith("attachment")

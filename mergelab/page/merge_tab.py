@@ -62,10 +62,10 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
-        kept = {merged: run.folder.parent.name, **told_of(run, [], data[past])}
+        kept, said_of_it = {merged: run.folder.parent.name, **told_of(run, [], data[past])}, {about: _about(run)}
         scores: list[Score] = []
         total = len(own_tasks(run.recipe))
-        yield {tabs: gr.Tabs(selected="merge"), about: _about(run), **kept, **downloads(run)}
+        yield {tabs: gr.Tabs(selected="merge"), **said_of_it, **kept, **downloads(run)}
         yield {bars: plots.empty("Scoring the merge …" if total else NOT_SCORED)}
         if total:
             yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
@@ -81,7 +81,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            about: _about(run),
+            **said_of_it,
             bars: drawn(scores, found) if scores else plots.empty(NOT_SCORED),
             **told_of(run, scores, data[past]),
         }

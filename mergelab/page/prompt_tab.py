@@ -151,8 +151,8 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     verb.governs([asked])
     merged.change(told(about), merged, which, **AT_ONCE)
     bundled_ones.click(told(picked), [bundled_ones, form.base, form.experts], [prompt, expert, verb.status], **AT_ONCE)
-    given = [form.base, form.experts, expert, task]
-    form.picked.click(choices, given, [expert, task], trigger_mode="always_last", **AT_ONCE)
+    chosen = [expert, task]
+    form.picked.click(choices, [form.base, form.experts, *chosen], chosen, trigger_mode="always_last", **AT_ONCE)
 
 
 def judged(text: str, right: str) -> str:
