@@ -1,18 +1,7 @@
 // A figure's numbers: as a table for the eye and for a screen reader, as CSV, and the figure itself as PNG and SVG.
 // All of it is made from the traces that are drawn, in the browser.
 (() => {
-  const TYPES = {f8: Float64Array, f4: Float32Array, i4: Int32Array, u4: Uint32Array, i2: Int16Array, u2: Uint16Array, i1: Int8Array, u1: Uint8Array}
-
-  function listed(values) {  // a plain array, also of what plotly sends as base64 in a box
-    if (values == null) return []
-    if (typeof values === 'object' && values.bdata) {
-      const flat = Array.from(new TYPES[values.dtype](Uint8Array.from(atob(values.bdata), c => c.charCodeAt(0)).buffer))
-      const width = values.shape ? Number(String(values.shape).split(',').pop()) : 0
-      return width && String(values.shape).includes(',') ? Array.from({length: flat.length / width}, (_, r) => flat.slice(r * width, (r + 1) * width)) : flat
-    }
-    return Array.from(values)
-  }
-
+  const listed = values => Array.from(values ?? [])
   const titled = axis => (axis && axis.title && (axis.title.text ?? axis.title)) || ''
   const axisOf = (layout, trace, letter) => (layout || {})[`${letter}axis${(trace[letter + 'axis'] || letter).slice(1)}`]
 

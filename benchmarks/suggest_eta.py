@@ -9,24 +9,59 @@ import json
 import sys
 from pathlib import Path
 
+from torch import Tensor, special
+
 from mergelab import result
 from mergelab.lab.lab import Lab
-from mergelab.maths.suggestion import balanced, elbow, noise_edge, restored, sized
+from mergelab.maths.suggestion import kept, rank_growing
 from mergelab.recipes.recipe import Expert, Recipe
-from mergelab.scores.suggest import suggested_eta
+from mergelab.scores.suggest import in_use, suggested_eta
+
+Sides = tuple[int, int]  # of the matrix: the smaller, the larger
 
 FULL = ("french", "german", "english", "spanish", "morse", "reverse", "roman", "sort")
 LORA = ("french-lora", "german-lora", "english-lora", "morse-lora")
 SETS = {f"{n} full experts": FULL[:n] for n in (2, 4, 8)} | {f"{n} LoRA experts": LORA[:n] for n in (2, 4)}
 GRID = tuple(range(10, 101, 5))
+
+
+def sized(values: Tensor, experts: int, sides: Sides) -> float:
+    """The share at which what is kept, scaled back, is 1.5 times as large as the change: λ = 1.5/T, as it were."""
+    return kept(values, rank_growing(values, 1.5))
+
+
+def balanced(values: Tensor, experts: int, sides: Sides) -> float:
+    """The share in as many directions as the energy is spread over: r = exp H(σ²/Σσ²), Roy & Vetterli (2007)."""
+    energy = values.square()
+    return kept(values, round(float(special.entr(energy / energy.sum()).sum().exp())))
+
+
+def elbow(values: Tensor, experts: int, sides: Sides) -> float:
+    """The share at the point where the running sum lies farthest above the straight line of a flat spectrum."""
+    line = values.new_ones(len(values)).cumsum(0) / sides[0]
+    return kept(values, int((values.cumsum(0) / values.sum() - line).argmax()) + 1)
+
+
+def noise_edge(values: Tensor, experts: int, sides: Sides) -> float:
+    """The share above the optimal hard threshold for white noise of unknown strength (Gavish & Donoho 2014).
+
+    σ > ω(β)·median(σ), β = smaller side / larger, ω(β) ≈ 0.56β³ − 0.95β² + 1.82β + 1.43. The median counts the zeros,
+    and where it is zero itself (a low rank) all is kept.
+    """
+    ratio, full = sides[0] / sides[1], values.new_zeros(sides[0])
+    full[: len(values)] = values
+    threshold = (0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43) * float(full.median())
+    return kept(values, int((values > threshold).sum()))
+
+
 RULES = {
-    "the size of one expert's change (in use)": restored,
+    "the size of one expert's change (in use)": in_use,
     "1.5 times the size": sized,
     "energy's effective rank": balanced,
     "elbow of the running sum": elbow,
     "noise edge (Gavish & Donoho)": noise_edge,
-    "always 40 (the paper's default)": lambda values, *_: 0.4,
-    "always 60": lambda values, *_: 0.6,
+    "always 40 (the paper's default)": lambda *_: 0.4,
+    "always 60": lambda *_: 0.6,
 }
 
 

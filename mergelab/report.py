@@ -4,12 +4,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, quantiles
+from statistics import fmean
 from typing import Any
 
 Fact = float | tuple[float, ...]  # one number for the layer, or one per expert
 
-# What each fact says of a tensor, for the page and the README; a method that reports another one adds its line here.
+# What each fact says of a tensor, for the page and its report; a method that reports another one adds its line here.
 FACTS = {
     "rank kept": "how many singular directions of the expert's change the method keeps",
     "rank kept, share": "the same, as a share of all directions that the matrix has",
@@ -158,13 +158,6 @@ class Channels:
         """How far the means lie from the expert's, relative to its deviations: ‖μ - μ_e‖ / ‖σ_e‖."""
         away = [(a - b) ** 2 for a, b in zip(getattr(self, f"{whose}_mean"), self.expert_mean)]
         return math.sqrt(sum(away) / (sum(self.expert_var) or 1.0))
-
-    def spread(self, whose: str = "merged") -> tuple[float, float, float]:
-        """The 10 %, 50 % and 90 % quantile over channels of log2(variance / the expert's); dead ones left out."""
-        pairs = zip(getattr(self, f"{whose}_var"), self.expert_var)
-        logs = [math.log2(a / b) for a, b in pairs if a > 0 and b > 0] or [0.0]
-        cuts = quantiles(logs * 2, n=10, method="inclusive")
-        return cuts[0], cuts[4], cuts[8]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from mergelab.assets import ASSETS, bundled
-from mergelab.maths.interval import wilson
 from mergelab.tasks import TRANSFORMS, Pictures, picture_tasks, right_labels
 
 DIGITS = ASSETS / "digits"
@@ -79,8 +78,3 @@ def test_a_score_does_not_depend_on_who_else_is_in_the_batch():
     some = Pictures(*(part[:40] for part in vars(picture_tasks()["mirror"].test).values()))
     assert torch.equal(right_labels(model("base"), some, batch=1), right_labels(model("base"), some, batch=33))
     assert right_labels(model("base"), Pictures(some.images[:0], some.labels[:0])).shape == (0,)
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(0.5, 500) == pytest.approx((0.4563, 0.5437), abs=1e-4)

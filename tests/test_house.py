@@ -12,7 +12,7 @@ import mergelab
 from mergelab import METHODS
 
 HOUSE = Path(__file__).resolve().parent.parent
-README, CHANGELOG = HOUSE / "README.md", HOUSE / "CHANGELOG.md"
+README, CHANGELOG, MAP = HOUSE / "README.md", HOUSE / "CHANGELOG.md", HOUSE / "CONTRIBUTING.md"
 
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
@@ -142,12 +142,31 @@ def files_of_the_house():
     return [Path(line) for line in done.stdout.splitlines() if (HOUSE / line).exists()]
 
 
-def test_every_file_has_a_line_in_the_readme():
+def mapped():
+    """The paths in the map: a row of files belongs to the folder in bold above it."""
+    folder = ""
+    for row in re.findall(r"^\| (.*?) \|", MAP.read_text(encoding="utf-8").split("## The map")[1], re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", row)
+        if row.startswith("**"):
+            (folder,) = names
+        else:
+            yield from (f"{folder}{name}" for name in names)
+
+
+def test_the_map_has_a_line_for_every_file_and_for_no_other():
+    lines, files = list(mapped()), {str(path) for path in files_of_the_house()}
+    code = {path for path in files if path.endswith((".py", ".js", ".css")) and "assets/vendor" not in path}
+    top = {path for path in files if "/" not in path and not path.startswith(".")}
+    trivial = {path for path in code if path.endswith("__init__.py") and path.count("/") > 1}
+    assert not (code | top) - trivial - {*lines}
+    assert not [path for path in lines if not (HOUSE / path).exists()]
+    assert len({*lines}) == len(lines)
+
+
+def test_the_readme_names_every_folder_of_the_package():
     text = README.read_text(encoding="utf-8")
-    rooms = ("mergelab", "tests", "benchmarks", "assets")
-    code = [path for path in files_of_the_house() if path.suffix == ".py" and path.parts[0] in rooms]
-    top = [path for path in files_of_the_house() if len(path.parts) == 1 and not path.name.startswith(".")]
-    assert not [str(path) for path in (*code, *top) if path.name not in text]
+    rooms = {path.parent.name for path in MODULES if path.parent.parent == HOUSE / "mergelab"}
+    assert not [room for room in rooms if f"`mergelab/{room}/`" not in text]
 
 
 def test_the_readme_runs_on_spaces_and_names_every_method():

@@ -1,5 +1,6 @@
 """The line before heavy work, what is kept, and the folders of visitors: small laws without a page."""
 
+import errno
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import pytest
 from making import finished
 
 from mergelab import Expert, MergeError, Recipe
+from mergelab.files.lock import locked
 from mergelab.lab.kept import Kept
 from mergelab.lab.lab import Lab
 from mergelab.lab.line import Line, Waiting, within
@@ -230,3 +232,13 @@ def test_a_process_removes_its_folder_and_what_dead_ones_left_and_spares_the_liv
     assert left.is_dir()
     remove_leftovers(Path(tempfile.gettempdir()))
     assert not left.exists() and alive.folder.is_dir()
+
+
+def test_a_lock_is_one_process_s_alone_and_where_there_are_none_nobody_is_sure(tmp_path, monkeypatch):
+    with locked(tmp_path / "lock"):
+        assert locked(tmp_path / "lock") is None and locked(tmp_path / "lock", sure=True) is None
+    with locked(tmp_path / "lock", sure=True) as file:
+        assert file
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    with locked(tmp_path / "lock") as file:
+        assert file and locked(tmp_path / "lock", sure=True) is None

@@ -5,6 +5,7 @@ import torch
 from making import noise
 
 from mergelab.maths import selection, signs, spectral, subspace
+from mergelab.maths.interval import wilson
 from mergelab.maths.selection import kth_largest, kth_largest_of_each
 from mergelab.maths.spectral import LowRank
 from mergelab.method import Layer
@@ -289,3 +290,12 @@ def test_what_a_layer_has_projected_for_other_ranks_is_taken_over_and_changes_no
         for part, delta, inside, gain in zip(found, deltas, exact, [1.0, 0.5]):
             near = inside @ delta.double() if factors[0].left else delta.double() @ inside
             assert torch.allclose(part.dense().double(), gain * near, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (250, 500, 0.4563, 0.5437)],
+)
+def test_wilsons_interval_is_that_of_the_textbooks(right, count, low, high):
+    assert wilson(right / count, count) == pytest.approx((low, high), abs=5e-5)
+    assert 0 <= wilson(right / count, count)[0] <= wilson(right / count, count)[1] <= 1

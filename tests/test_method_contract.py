@@ -313,14 +313,20 @@ def test_its_docstring_has_a_summary_and_equations_and_its_paper_is_named(method
     assert method.title and len(method.paper.split(".")) == 2
 
 
-@those(name for name, method in METHODS.items() if method.entrywise != "never")
-@pytest.mark.parametrize("shape", [(7,), (6, 9), (3, 4, 5)], ids=str)
-@pytest.mark.parametrize("decompose", [False, True])
+BY_ENTRIES = [
+    (method, shape, decompose)
+    for method in METHODS.values()
+    for shape, decompose in [((7,), False), ((6, 9), False), ((6, 9), True), ((3, 4, 5), False)]
+    if method.goes_by_entries(decompose)
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "decompose"), BY_ENTRIES, ids=lambda value: getattr(value, "name", str(value))
+)
 def test_an_entrywise_method_merges_a_tensor_part_by_part_to_the_same_bytes_and_facts(method, shape, decompose):
-    whole = replace(layer(method, *shape), decompose=decompose and len(shape) == 2)
+    whole = replace(layer(method, *shape), decompose=decompose)
     settings = {"density": 0.4} if method.name == "ties" else {}  # where something is trimmed at all
-    if not method.goes_by_entries(whole.decompose):
-        return
     parts = [slice(0, 1), slice(1, 3), slice(3, None)]
     layers = [replace(whole, base=whole.base[p], deltas=tuple(d[p] for d in whole.deltas)) for p in parts]
     seen = method.surveyed(Whole(whole.base.numel(), len(whole.deltas), lambda: layers), **settings)

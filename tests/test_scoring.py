@@ -8,10 +8,11 @@ from making import finished
 
 from mergelab import MergeError
 from mergelab.assets import bundled
+from mergelab.maths.interval import wilson
 from mergelab.model import Running, answer, running
 from mergelab.scores.questions import Questions
 from mergelab.scores.scoreboard import Board
-from mergelab.scores.scoring import TaskScore, mean_score, scored, sign_test, wilson
+from mergelab.scores.scoring import TaskScore, mean_score, scored, sign_test
 from mergelab.tasks import exact_match, tasks
 
 
@@ -78,13 +79,6 @@ def test_what_does_not_fit_is_refused_by_a_sentence(base):
     encoder = Running(type("Model", (), {"config": type("Config", (), {"is_encoder_decoder": True})})(), None)
     with pytest.raises(MergeError, match="has an encoder"):
         finished(scored(encoder, []))
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)]
-)
-def test_wilsons_interval_is_that_of_the_textbooks(right, count, low, high):
-    assert wilson(right / count, count) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_the_sign_test_counts_only_where_two_models_differ():

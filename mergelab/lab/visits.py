@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mergelab.files.lock import locked
+
 PREFIX, ALIVE = "mergelab-lab-", ".alive"
 MOST = 1000  # visitors that are remembered: those who call without a page never say goodbye
 LATE = 5.0  # seconds in which what one who left had asked for may still begin
@@ -77,28 +79,13 @@ def own_folder() -> tuple[Path, object]:
     """A temporary folder of this process, and the lock that says that it is alive; those of dead ones are removed."""
     remove_leftovers(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
-    return folder, _lock(folder)
+    return folder, locked(folder / ALIVE)
 
 
 def remove_leftovers(place: Path) -> None:
     """Remove the folders of processes that have ended without doing so."""
     for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if (folder / ALIVE).is_file() and (lock := _lock(folder)):
+            if (folder / ALIVE).is_file() and (lock := locked(folder / ALIVE, sure=True)):
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.close()
-
-
-def _lock(folder: Path):
-    """The open lock of a folder, which the system lets go when this process ends; None if another one holds it."""
-    file = open(folder / ALIVE, "ab")  # noqa: SIM115  held as long as the process lives
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows removes temporary files itself
-        return file
-    except OSError:
-        file.close()
-        return None
-    return file

@@ -2,9 +2,11 @@
 
 import math
 
+Z = 1.959964  # of the normal distribution, for 95 %
 
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of `count` trials, after Wilson (1927): right also near 0 and 1."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927): never outside 0…1, and sensible at 0 and 1. count > 0."""
+    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -67,11 +67,6 @@ class Affine:
     clamped: int = 0
     skipped: int = 0
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether it changes nothing."""
-        return bool((self.scale == 1).all() and (self.shift == 0).all())
-
 
 def nothing(channels: int) -> Moments:
     """The moments of an empty sample."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import INDEX, SINGLE, Entry, read_json
+from mergelab.files.lock import locked
 from mergelab.files.shards import ShardWriter, sharded
 from mergelab.files.sources import COMPANIONS
 from mergelab.files.tokenizer import write_tokenizer
@@ -46,7 +47,7 @@ def new_folder(
     partial = _partial(place, mark or uuid4().hex[:12])
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = _locked(partial)
+        lock = locked(partial / _LOCK)
     except OSError as error:
         _remove_empty(missing)
         raise MergeError(_refusal(error, out)) from error
@@ -94,7 +95,7 @@ def remove_leftovers(out: str | Path, mark: str) -> tuple[str, ...]:
     for folder in place.parent.iterdir() if place.parent.is_dir() else ():
         if ours.fullmatch(folder.name) and mark not in folder.name and (folder / _LOCK).is_file():
             with suppress(OSError):
-                if lock := _locked(folder):
+                if lock := locked(folder / _LOCK, sure=True):
                     shutil.rmtree(folder)
                     lock.close()
                     found += 1
@@ -116,23 +117,6 @@ def _remove_empty(parents: list[Path]) -> None:
     for parent in parents:  # made for a folder that did not come to be
         with suppress(OSError):
             parent.rmdir()
-
-
-def _locked(folder: Path):
-    """The open lock of a folder, which the system lets go when this process ends; None if another one holds it."""
-    file = open(folder / _LOCK, "ab")  # noqa: SIM115  closed by the caller
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError:  # a file system without locks
-        return file
 
 
 def _refusal(error: Exception, out: str | Path) -> str:

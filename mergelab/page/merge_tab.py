@@ -1,4 +1,4 @@
-"""The second tab: make the merge, see how well it does, take it home."""
+"""The tab of the merge itself: make the merge, see how well it does, take it home."""
 
 from collections.abc import Iterator
 from typing import Any

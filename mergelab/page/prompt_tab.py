@@ -1,4 +1,4 @@
-"""The third tab: one prompt, and what the base, an expert and the merged model make of it, side by side."""
+"""The tab to ask: one prompt, and what the base, an expert and the merged model make of it, side by side."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""RepairReport -> plotly figure, as plain dicts like those of plots.py: what a merge does to activations, and a repair.
+"""RepairReport -> plotly figure, as plain dicts: what a merge does to activations, and a repair.
 
 One function per picture. A task keeps its colour in all of them; a stage of the story keeps its dash or its shade.
 """

@@ -3,7 +3,6 @@
 Nouns alone: nothing is run here.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,12 +40,6 @@ class Trial:
     @property
     def how(self) -> How:
         return How(self.mode, self.clamp)
-
-    @property
-    def hash(self) -> str:
-        """Twelve hex digits that name this trial; equal trials have equal ones."""
-        plain = json.dumps([self.recipe.hash, *(v for k, v in asdict(self).items() if k != "recipe")], default=str)
-        return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
+from mergelab.maths.interval import Z, wilson
 from mergelab.model import Running
 from mergelab.scores.questions import Questions
 
-Z = 1.959964  # of the normal distribution, for 95 %
 ALPHA = 0.05  # a difference that luck makes less often than this is called one
 _LOGITS = 2**27  # numbers of one forward pass, at most
 
@@ -90,13 +90,6 @@ def mean_score(scores: Sequence[TaskScore]) -> Mean:
     parts = [_ratio(score.amounts, score.sizes) for score in scores]
     middle, half = sum(p for p, _ in parts) / count, math.sqrt(sum(h * h for _, h in parts)) / count
     return Mean(_exp(middle), _exp(middle - half), _exp(middle + half))
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927): never outside 0…1, and sensible at 0 and 1. count > 0."""
-    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def sign_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int, float]:
