@@ -321,9 +321,7 @@ BY_ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("method", "shape", "decompose"), BY_ENTRIES, ids=lambda value: getattr(value, "name", str(value))
-)
+@pytest.mark.parametrize(("method", "shape", "decompose"), BY_ENTRIES, ids=lambda it: getattr(it, "name", str(it)))
 def test_an_entrywise_method_merges_a_tensor_part_by_part_to_the_same_bytes_and_facts(method, shape, decompose):
     whole = replace(layer(method, *shape), decompose=decompose)
     settings = {"density": 0.4} if method.name == "ties" else {}  # where something is trimmed at all

@@ -1,7 +1,8 @@
 """The page: a recipe on the left, what it does on the right. Reads like its table of contents.
 
-Only this room knows gradio. Widgets are drawn from METHODS; each button says one verb of the lab, and nothing
-behind the lab is worked with: what lies there is read, named and drawn. Events of the page are private; machines use the typed endpoints of endpoints.py.
+Only this room knows gradio. Widgets are drawn from METHODS; each button says one verb of the lab, and what lies behind
+the lab is read and named here, never worked with. Events of the page are private; machines use the typed endpoints of
+endpoints.py.
 """
 
 import os
