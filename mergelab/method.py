@@ -193,7 +193,6 @@ class MergeMethod:
     rowwise: bool = False  # a matrix to decompose is merged row by row, once its deltas' right factors are known
     refusal: Callable[..., str] | None = None  # why it cannot merge with such weights; "" if it can
     most: int | None = None  # experts that it takes
-    base_apart: bool = False  # a recipe that lists the base among its models does not make an expert of it
     memory: float = 4  # matrices of float32 that it holds at most, for the base and for each delta, beside these
     idle: tuple[str, ...] = ("int8_mask",)  # settings of mergekit's recipes that change no number here, nor there
 
@@ -266,33 +265,25 @@ def merge_method(
     *,
     paper: str = "",
     fewest: int = 1,
-    most: int | None = None,
-    base_apart: bool = False,
-    entrywise: str = "never",
-    survey: Callable[..., Any] | None = None,
-    rowwise: bool = False,
-    refusal: Callable[..., str] | None = None,
-    memory: float = 4,
     idle: tuple[str, ...] = (),
+    **traits: Any,
 ) -> Callable:
     """Enter a function in METHODS, under its own name; its keyword arguments are its settings.
+
+    idle: what mergekit's recipes may set without any effect, beside `int8_mask`, which says how mergekit holds its
+    masks. traits: other fields of MergeMethod by their names, of which these say more than their line there:
 
     entrywise: "tables": where a layer is not decomposed, an entry of the answer depends on the same entries of the
     deltas and the base alone, and on `layer.seen`; facts are counts. "always": so of every layer. Such layers are
     merged in parts. survey: (Whole, the settings) -> what is then `seen`. rowwise: where `layer.factors` are right,
     a row of the answer depends on these and on the same row of the deltas and the base alone, and all facts are of the
     factors: so tall matrices are merged in parts, too. refusal: (the weights of the experts, the settings) -> why they
-    cannot be merged, "" if they can. memory: how many float32 matrices of the layer's shape it holds at most, for the
-    base and for each delta, beside those. idle: what mergekit's recipes may set for it without
-    any effect, beside `int8_mask`, which says how mergekit holds its masks.
+    cannot be merged, "" if they can.
     """
 
     def enter(function: Callable[..., Merged]) -> MergeMethod:
-        traits = {"most": most, "base_apart": base_apart, "entrywise": entrywise, "survey": survey, "memory": memory}
-        traits["refusal"], traits["rowwise"] = refusal, rowwise
-        traits["idle"] = ("int8_mask", *idle)
-        settings = _settings(function)
-        return _entered(METHODS, MergeMethod(function.__name__, title, paper, fewest, settings, function, **traits))
+        what = function.__name__, title, paper, fewest, _settings(function), function
+        return _entered(METHODS, MergeMethod(*what, idle=("int8_mask", *idle), **traits))
 
     return enter
 

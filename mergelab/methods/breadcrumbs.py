@@ -13,7 +13,7 @@ Density = Annotated[float, Knob(0, 1, "share of each delta's entries that is kep
 Gamma = Annotated[float, Knob(0, 0.5, "share of the largest entries that is left out", step=0.005, each=True)]
 
 
-@merge_method("Breadcrumbs", paper="2312.06795", base_apart=True, memory=5)
+@merge_method("Breadcrumbs", paper="2312.06795", memory=5)
 def breadcrumbs(
     layer: Layer,
     *,
@@ -34,7 +34,7 @@ def breadcrumbs(
     return added_up(layer, _kept(layer, density, gamma, rescale), lambda_, agree=False, normalize=normalize)
 
 
-@merge_method("Breadcrumbs, TIES", paper="2312.06795", base_apart=True, memory=5)
+@merge_method("Breadcrumbs, TIES", paper="2312.06795", memory=5)
 def breadcrumbs_ties(
     layer: Layer,
     *,

@@ -15,7 +15,7 @@ Rescale = Annotated[bool, Switch("scale what is kept back to the old sum of magn
 Normalize = Annotated[bool, Switch("divide by the weights of those that took part")]
 
 
-@merge_method("DARE, linear", paper="2311.03099", base_apart=True, memory=6)
+@merge_method("DARE, linear", paper="2311.03099", memory=6)
 def dare_linear(
     layer: Layer, *, density: Density = 1.0, lambda_: Scale = 1.0, rescale: Rescale = True, normalize: Normalize = False
 ) -> Merged:
@@ -30,7 +30,7 @@ def dare_linear(
     return added_up(layer, _dropped(layer, density, rescale), lambda_, agree=False, normalize=normalize)
 
 
-@merge_method("DARE, TIES", paper="2311.03099", base_apart=True, memory=6)
+@merge_method("DARE, TIES", paper="2311.03099", memory=6)
 def dare_ties(
     layer: Layer, *, density: Density = 1.0, lambda_: Scale = 1.0, rescale: Rescale = True, normalize: Normalize = False
 ) -> Merged:

@@ -15,7 +15,7 @@ Epsilon = Annotated[
 ]
 
 
-@merge_method("DELLA, TIES", paper="2406.11617", base_apart=True, memory=8)
+@merge_method("DELLA, TIES", paper="2406.11617", memory=8)
 def della(
     layer: Layer,
     *,
@@ -38,7 +38,7 @@ def della(
     return added_up(layer, kept, lambda_, agree=True, normalize=normalize)
 
 
-@merge_method("DELLA, linear", paper="2406.11617", base_apart=True, memory=8)
+@merge_method("DELLA, linear", paper="2406.11617", memory=8)
 def della_linear(
     layer: Layer,
     *,

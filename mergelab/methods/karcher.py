@@ -8,7 +8,7 @@ from mergelab.maths.sphere import cosines, karcher_mean, whole_gram
 from mergelab.method import Knob, Layer, Merged, Switch, merge_method
 
 
-@merge_method("Karcher mean", paper="2603.04972", base_apart=True, memory=5)
+@merge_method("Karcher mean", paper="2603.04972", memory=5)
 def karcher(
     layer: Layer,
     *,

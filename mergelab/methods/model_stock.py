@@ -8,7 +8,7 @@ from mergelab.maths.sphere import cosines, gram
 from mergelab.method import Layer, Merged, Switch, merge_method
 
 
-@merge_method("Model stock", paper="2403.19522", fewest=2, base_apart=True, memory=3)
+@merge_method("Model stock", paper="2403.19522", fewest=2, memory=3)
 def model_stock(
     layer: Layer,
     *,

@@ -17,7 +17,7 @@ def _no_mean(weights: Sequence[float], normalize_weights: bool, from_zero: bool)
     return "The weights of Multi-SLERP add up to 0. Change a weight, or set 'normalize_weights: false'."
 
 
-@merge_method("Multi-SLERP", paper="2403.13257", base_apart=True, memory=3, refusal=_no_mean)
+@merge_method("Multi-SLERP", paper="2403.13257", memory=3, refusal=_no_mean)
 def multislerp(
     layer: Layer,
     *,

@@ -5,7 +5,7 @@ from typing import Annotated
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("NearSwap", paper="2403.13257", most=1, base_apart=True, memory=3)
+@merge_method("NearSwap", paper="2403.13257", most=1, memory=3)
 def nearswap(
     layer: Layer,
     *,

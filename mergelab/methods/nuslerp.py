@@ -11,7 +11,7 @@ FromZero = Annotated[bool, Switch("weights instead of changes, as where a mergek
 PARALLEL = 1e-16  # of 1 − cos²: below it there is no one arc
 
 
-@merge_method("NuSLERP", paper="2403.13257", fewest=2, most=2, base_apart=True, memory=3)
+@merge_method("NuSLERP", paper="2403.13257", fewest=2, most=2, memory=3)
 def nuslerp(
     layer: Layer,
     *,

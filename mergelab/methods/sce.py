@@ -10,7 +10,7 @@ from mergelab.maths.sphere import lengths
 from mergelab.method import Knob, Layer, Merged, merge_method
 
 
-@merge_method("SCE", paper="2408.07990", base_apart=True, memory=5)
+@merge_method("SCE", paper="2408.07990", memory=5)
 def sce(
     layer: Layer,
     *,

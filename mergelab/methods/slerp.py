@@ -10,7 +10,7 @@ from mergelab.method import Knob, Layer, Merged, merge_method
 STRAIGHT = 0.9995  # beyond this cosine the arc is a line
 
 
-@merge_method("SLERP", paper="2403.13257", most=1, base_apart=True)
+@merge_method("SLERP", paper="2403.13257", most=1)
 def slerp(
     layer: Layer,
     *,

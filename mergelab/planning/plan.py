@@ -26,7 +26,7 @@ from mergelab.maths.spectral import Delta
 from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.planning.fit import Fit, fit, fitted, only_theirs
 from mergelab.planning.opened import OpenedExpert, opened_base, opened_expert, tied_heads, widened
-from mergelab.recipes.mergekit_yaml import FROM_ZERO, LEAVE_BASE
+from mergelab.recipes.mergekit_yaml import COUNTS_BASE_ITSELF, FROM_ZERO, LEAVE_BASE
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import depths, layer_counts, value_at, with_fallback
 
@@ -187,7 +187,7 @@ def without_base(recipe: Recipe, method: MergeMethod) -> Recipe:
 
 
 def _leaves_base(method: MergeMethod) -> bool:
-    return method.base_apart or method.name in LEAVE_BASE
+    return method.name in (*LEAVE_BASE, *COUNTS_BASE_ITSELF)
 
 
 def _tokenizer(

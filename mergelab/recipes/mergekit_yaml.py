@@ -32,6 +32,8 @@ LEAVE_BASE = (
 )  # fmt: skip
 # Of those, the ones that take the models' weights themselves where no base is named.
 FREE_BASE = ("multislerp", "nuslerp")
+# The one that counts the base by a setting: an expert that is the base would be counted twice.
+COUNTS_BASE_ITSELF = ("karcher",)
 FROM_ZERO = "from_zero"  # what that is called here
 
 
