@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from making import recipe_of
 
+from mergelab import METHODS, inspect, plan, result
 from mergelab.__main__ import main
 from mergelab.lab.gallery import examples, shipped_analysis
 from mergelab.plots.document import document
@@ -23,6 +25,14 @@ def test_the_page_has_recipe_tables_figures_and_versions_and_asks_for_nothing(na
     assert f"merge_method: {report.recipe['merge_method']}" in page and "<dd>2.9</dd>" in page
     assert ('<label class="eta">' in page) == name.startswith("numbers-star")
     assert len(page) < 2_500_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merge_of_every_method_has_its_page(method, trio):
+    names = trio if METHODS[method].most != 1 else trio[:2]
+    report = result(inspect(plan(recipe_of(*names, method=method))))
+    page = document(report)
+    assert f"merge_method: {method}" in page and all(f"<td>{layer.name}</td>" in page for layer in report.decomposed)
 
 
 def test_what_a_recipe_says_is_text_in_the_page_and_never_a_part_of_it():

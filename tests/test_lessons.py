@@ -22,7 +22,8 @@ from mergelab.lessons.survey import measured, survey
 from mergelab.page.form import draw_form
 from mergelab.page.learn_tab import TABS
 from mergelab.planning.plan import plan
-from mergelab.plots.spectra import LIVE, short_name
+from mergelab.plots.parts import short_name
+from mergelab.plots.spectra import LIVE
 from mergelab.repair.outcome import Trial
 from mergelab.repair.stories import STORIES
 from mergelab.report import FACTS

@@ -11,6 +11,7 @@ from making import finished, noise, recipe_of, shifted, write_model
 
 from mergelab import inspect, plan
 from mergelab.maths.spectral import rank_keeping
+from mergelab.plots import parts, scores
 from mergelab.plots import spectra as plots
 
 
@@ -50,7 +51,7 @@ def test_every_picture_of_every_method_is_valid_and_has_an_alternative_text(repo
 
 
 def test_score_bars_say_their_numbers_in_the_alternative_text():
-    figure = plots.score_bars([("french", 0.3, 0.97, 0.8)])
+    figure = scores.score_bars([("french", 0.3, 0.97, 0.8)])
     assert len(checked(figure).data) == 3
     assert figure["layout"]["meta"]["alt"] == "french: base 30.0%, expert 97.0%, merged 80.0%"
 
@@ -112,7 +113,7 @@ def test_owners_of_a_joint_direction_share_all_of_it(reports):
 
 
 def test_a_long_curve_is_drawn_with_few_points_that_include_both_ends():
-    at = plots._points(5000)
+    at = parts.some_of(5000)
     assert len(at) <= 160 and at[0] == 0 and at[-1] == 4999
 
 
@@ -126,4 +127,4 @@ def test_a_long_curve_is_drawn_with_few_points_that_include_both_ends():
     ],
 )
 def test_a_module_has_a_short_name_for_an_axis(tensor, short):
-    assert plots.short_name(tensor) == short
+    assert parts.short_name(tensor) == short

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from mergelab.plots.spectra import Figure
+from mergelab.plots.parts import Figure
 from mergelab.recipes.recipe import Recipe
 
 Facts = Mapping[str, Any]

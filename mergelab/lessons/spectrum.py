@@ -9,7 +9,7 @@ from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import survey
 from mergelab.maths.spectral import rank_keeping
 from mergelab.plots import lessons as plots
-from mergelab.plots.spectra import short_name
+from mergelab.plots.parts import short_name
 from mergelab.recipes.recipe import Expert, Recipe
 
 HALF, FEW, MORE = 0.5, 1, 8

@@ -10,7 +10,7 @@ from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import survey
 from mergelab.maths.inner import norm
 from mergelab.plots import lessons as plots
-from mergelab.plots.spectra import short_name
+from mergelab.plots.parts import short_name
 
 FOUR = SKILLS[:4]
 TIMES = 10  # by how much a change has to be enlarged to be seen beside the weights

@@ -13,7 +13,7 @@ from mergelab.maths.inner import norm
 from mergelab.maths.spectral import rank_keeping
 from mergelab.method import METHODS
 from mergelab.plots import lessons as plots
-from mergelab.plots.spectra import short_name
+from mergelab.plots.parts import short_name
 from mergelab.scores.scoring import mean_score
 
 START = ((3.0, 1.0, 0.5, 0.0), (1.0, 2.0, 0.0, -0.5), (0.5, 0.0, -1.0, 1.0), (0.0, 1.5, 1.0, 0.5))

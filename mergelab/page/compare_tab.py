@@ -19,7 +19,7 @@ from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import compare as plots_compare
 from mergelab.plots import scores as plots_scores
-from mergelab.plots import spectra as plots
+from mergelab.plots.parts import empty
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.compare import Comparison
 from mergelab.step import Step
@@ -57,13 +57,11 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
                 list(plots_compare.MEASURES), value="distance", label="Show", elem_id="measure", min_width=160
             )
             tensor = gr.Dropdown([], label="Matrix", elem_id="compare-module", min_width=220)
-        heat = PlotlyPanel(plots.empty(""), label="Difference", elem_id="difference", height=250)
+        heat = PlotlyPanel(empty(""), label="Difference", elem_id="difference", height=250)
         gr.Markdown(LOOK_MAP, elem_classes="ml-look")
-        lines = PlotlyPanel(plots.empty(""), label="Both spectra", elem_id="both-spectra", height=340)
+        lines = PlotlyPanel(empty(""), label="Both spectra", elem_id="both-spectra", height=340)
         gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
-        bars = PlotlyPanel(
-            plots.empty("Both scores appear here."), label="Both scores", elem_id="both-scores", height=340
-        )
+        bars = PlotlyPanel(empty("Both scores appear here."), label="Both scores", elem_id="both-scores", height=340)
         gr.Markdown(LOOK_BARS, elem_classes="ml-look")
         with gr.Accordion("All numbers", open=False):
             table = gr.Dataframe(label="A row per tensor", interactive=False, max_height=420, elem_id="compare-table")
@@ -126,7 +124,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             heat: plots_compare.difference_map(comparison, show),
             tensor: gr.update(choices=names, value=first),
             lines: plots_compare.two_spectra(comparison, first or ""),
-            bars: plots.empty("Scoring …"),
+            bars: empty("Scoring …"),
             table: numbers,
             download: gr.DownloadButton(value=path, interactive=True),
         }

@@ -17,7 +17,8 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
 from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
-from mergelab.plots import spectra as plots
+from mergelab.plots import scores as plots
+from mergelab.plots.parts import Figure, empty
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
@@ -66,7 +67,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         scores: list[Score] = []
         total = len(own_tasks(run.recipe))
         yield {tabs: gr.Tabs(selected="merge"), **said_of_it, **kept, **downloads(run)}
-        yield {bars: plots.empty("Scoring the merge …" if total else NOT_SCORED)}
+        yield {bars: empty("Scoring the merge …" if total else NOT_SCORED)}
         if total:
             yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
         for score in lab.scores(run):
@@ -82,7 +83,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
             **said_of_it,
-            bars: drawn(scores, found) if scores else plots.empty(NOT_SCORED),
+            bars: drawn(scores, found) if scores else empty(NOT_SCORED),
             **told_of(run, scores, data[past]),
         }
 
@@ -90,7 +91,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         lines = [_line(run, scores), *before]
         return {past: lines, history: lines}
 
-    def drawn(scores: list[Score], repaired: list[float] | None = None) -> plots.Figure:
+    def drawn(scores: list[Score], repaired: list[float] | None = None) -> Figure:
         rows = [(s.task, s.base, s.expert, s.merged) for s in scores]
         return plots.score_bars([(*row, score) for row, score in zip(rows, repaired)] if repaired else rows)
 

@@ -18,6 +18,7 @@ from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.plots import spectra as plots
+from mergelab.plots.parts import Figure, short_name
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
 from mergelab.report import Report
@@ -171,7 +172,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     return Spectra(facts, modules, drawn, outputs, pictures)
 
 
-def _heat(report: Report, fact: str, eta: float) -> plots.Figure:
+def _heat(report: Report, fact: str, eta: float) -> Figure:
     """The heatmap, with the η that the spectra suggest where it follows η."""
     figure = plots.fact_heatmap(report, fact, eta)
     if follow := figure["layout"]["meta"].get("eta"):
@@ -193,6 +194,5 @@ def _eta(report: Report) -> float | None:
 
 def _modules(report: Report) -> list[tuple[str, str]]:
     return [
-        (f"{plots.short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name)
-        for layer in report.decomposed
+        (f"{short_name(layer.name)} · {'×'.join(map(str, layer.shape))}", layer.name) for layer in report.decomposed
     ]

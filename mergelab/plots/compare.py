@@ -2,9 +2,19 @@
 
 from typing import Any
 
-import numpy as np
-
-from mergelab.plots.spectra import COLOURS, Figure, empty, paired_curves, short_name, two_plots
+from mergelab.plots.parts import (
+    COLOURS,
+    SHARE,
+    SIGMA,
+    Figure,
+    categories,
+    colorbar,
+    empty,
+    margin,
+    paired_curves,
+    short_name,
+    two_plots,
+)  # fmt: skip
 from mergelab.scores.compare import Comparison, Difference
 
 MEASURES = {
@@ -32,22 +42,11 @@ def difference_map(comparison: Comparison, measure: str) -> Figure:
         "hovertemplate": f"%{{customdata}}<br>{measure} %{{z:.3f}}<extra></extra>",
         "hoverongaps": False,
         "colorscale": "Viridis",
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
+        "colorbar": colorbar(),
         **({"texttemplate": "%{z:.2f}", "textfont": {"size": 11}} if len(depths) <= 16 else {}),
     }
-    axis = {"automargin": True, "showgrid": False, "fixedrange": True, "type": "category"}
-    layout = {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": axis,
-        "yaxis": {
-            "automargin": True,
-            "showgrid": False,
-            "fixedrange": True,
-            "autorange": "reversed",
-            "type": "category",
-        },
-        "meta": {"alt": _map_alt(comparison, shown, measure)},
-    }
+    layout = {"margin": margin(), "xaxis": categories(), "yaxis": categories(autorange="reversed")}
+    layout["meta"] = {"alt": _map_alt(comparison, shown, measure)}
     return {"data": [trace], "layout": layout}
 
 
@@ -70,10 +69,7 @@ def two_spectra(comparison: Comparison, name: str) -> Figure:
         return empty("Spectra are of matrices that are decomposed. Choose one.")
     traces: list[dict[str, Any]] = []
     for label, colour, dash, values in zip("AB", COLOURS, ("solid", "dash"), comparison.spectra[name]):
-        traces += paired_curves(label, np.array(values), {"color": colour, "width": 2, "dash": dash})
-    layout = two_plots(
-        ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
-        ("running share of the sum", {"tickformat": ".0%", "range": [0, 1.02]}),
-    )
+        traces += paired_curves(label, values, {"color": colour, "width": 2, "dash": dash})
+    layout = two_plots(SIGMA, ("running share of the sum", SHARE))
     layout["meta"] = {"pair": True, "alt": f"Singular values of the two changes of {name}, and their running sums."}
     return {"data": traces, "layout": layout}

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mergelab.assets import ASSETS
-from mergelab.plots.spectra import Figure, fact_heatmap, joint_space, score_bars, short_name, spectra
+from mergelab.plots.parts import Figure, short_name
+from mergelab.plots.scores import score_bars
+from mergelab.plots.spectra import fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
 from mergelab.report import FACTS, Report

@@ -1,4 +1,4 @@
-"""Numbers -> the pictures of the lessons, as plain dicts like those of spectra.py: matrices, curves, bars.
+"""Numbers -> the pictures of the lessons, as plain dicts: matrices, curves, bars.
 
 General shapes alone: what a picture means is said by the lesson that draws it.
 """
@@ -6,16 +6,29 @@ General shapes alone: what a picture means is said by the lesson that draws it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergelab.plots.spectra import COLOURS, MERGED_COLOUR, Figure, paired_curves, two_plots
+from mergelab.plots.parts import (
+    COLOURS,
+    DIVERGING,
+    MERGED_COLOUR,
+    NUCLEAR,
+    SIGMA,
+    Figure,
+    band,
+    colorbar,
+    margin,
+    one_plot,
+    paired_curves,
+    titled,
+    two_plots,
+)  # fmt: skip
 
-DIVERGING = [[0, "#b91c1c"], [0.25, "#f59e0b"], [0.5, "#e5e7eb"], [0.75, "#60a5fa"], [1, "#1d4ed8"]]
 Curves = Mapping[str, Sequence[float]]
 
 
 def matrices(named: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """Matrices side by side in one scale of colours, white at zero."""
     reach = max(abs(value) for rows in named.values() for row in rows for value in row)
-    traces, layout, notes = [], {"margin": {"l": 8, "r": 8, "t": 34, "b": 8}}, []
+    traces, layout, notes = [], {"margin": margin(top=34)}, []
     for i, (name, rows) in enumerate(named.items()):
         end, width = "" if i == 0 else str(i + 1), 1 / len(named)
         traces.append(
@@ -53,10 +66,7 @@ def spectra_of(named: Curves) -> Figure:
     traces: list[dict] = []
     for colour, (name, values) in zip((*COLOURS[:3], MERGED_COLOUR), named.items()):
         traces += paired_curves(name, values, {"color": colour, "width": 2})
-    layout = two_plots(
-        ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
-        ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),
-    )
+    layout = two_plots(SIGMA, NUCLEAR)
     layout["meta"] = {"pair": True, "alt": f"Singular values and their running sum: {', '.join(named)}."}
     return {"data": traces, "layout": layout}
 
@@ -117,7 +127,7 @@ def square(labels: Sequence[str], z: Sequence[Sequence[float]], title: str) -> F
         "z": shown,
         "zmin": 0,
         "colorscale": "Viridis",
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
+        "colorbar": colorbar(),
         "text": [["" if v is None else f"{v:.2f}" for v in row] for row in shown],
         "texttemplate": "%{text}",
         "hovertemplate": f"%{{y}} and %{{x}}: %{{z:.3f}}<extra>{title}</extra>",
@@ -146,19 +156,11 @@ def _curve(name: str, x: Sequence[float], y: Sequence[float], i: int, percent: b
 
 def _level(x: Sequence[float], name: str, value: float, low: float, high: float) -> list[dict[str, Any]]:
     ends = [float(min(x)), float(max(x))]
-    flat = {"type": "scatter", "mode": "lines", "x": ends, "hoverinfo": "skip"}
-    hidden = flat | {"showlegend": False, "line": {"width": 0, "color": MERGED_COLOUR}}
-    band = hidden | {"y": [high, high], "fill": "tonexty", "fillcolor": "rgba(156,163,175,0.2)"}
-    line = flat | {"name": name, "y": [value, value], "line": {"color": MERGED_COLOUR, "width": 2, "dash": "dash"}}
-    return [hidden | {"y": [low, low]}, band, line]
+    dashed = {"color": MERGED_COLOUR, "width": 2, "dash": "dash"}
+    line = {"type": "scatter", "mode": "lines", "x": ends, "y": [value, value], "line": dashed, "hoverinfo": "skip"}
+    return [*band(name, ends, [low, low], [high, high]), line | {"name": name}]
 
 
 def _layout(titles: tuple[str, str]) -> dict[str, Any]:
-    plain = {"automargin": True, "zeroline": False, "fixedrange": True}
-    return {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": plain | {"title": {"text": titles[0], "standoff": 4}},
-        "yaxis": plain | {"title": {"text": titles[1], "standoff": 6}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hovermode": "closest",
-    }
+    still = {"fixedrange": True}
+    return one_plot(still | titled(titles[0]), still | titled(titles[1], 6))

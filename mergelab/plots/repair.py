@@ -8,7 +8,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from mergelab.maths.interval import wilson
-from mergelab.plots.spectra import COLOURS, MERGED_COLOUR, Figure, empty
+from mergelab.plots.parts import (
+    COLOURS,
+    DIVERGING,
+    MERGED_COLOUR,
+    PALE,
+    Figure,
+    categories,
+    colorbar,
+    colours,
+    empty,
+    one_plot,
+    titled,
+    two_plots,
+)  # fmt: skip
 from mergelab.report import Channels, RepairReport
 
 PLAIN, MERGED, ALIGNED, REPAIRED = "plain average", "merged", "aligned", "repaired"
@@ -19,7 +32,7 @@ _SHADES = {  # what bars are drawn of, in this order; the controls are pale
     REPAIRED: "#10b981",
     "expert": "#6366f1",
     f"{PLAIN}, {REPAIRED}": "#fcd34d",
-    f"base, {REPAIRED}": "#9ca3af",
+    f"base, {REPAIRED}": PALE,
     f"without the expert, {REPAIRED}": "#fca5a5",
 }
 _SYMBOLS = {"merged": "circle-open", "repaired": "circle"}
@@ -42,7 +55,7 @@ def variance_ratio(
     if not reports or not reports[0].channels:
         return empty("The variance appears here, layer by layer, after a run.")
     names, traces = [one.site for one in reports[0].channels], []
-    for colour, report in zip(_colours(len(reports)), reports):
+    for colour, report in zip(colours(len(reports)), reports):
         stages = {PLAIN: (plain.get(report.task, ()), "merged"), merged: (report.channels, "merged")}
         stages[REPAIRED] = report.channels, "repaired"
         for stage, (channels, whose) in stages.items():
@@ -118,14 +131,14 @@ def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Fig
         "zmax": reach,
         "customdata": [names] * len(reports),
         "hovertemplate": "%{customdata}<br>%{y}: 2^%{z:.2f} of the expert's variance<extra></extra>",
-        "colorscale": [[0, "#b91c1c"], [0.25, "#f59e0b"], [0.5, "#e5e7eb"], [0.75, "#60a5fa"], [1, "#1d4ed8"]],
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
+        "colorscale": DIVERGING,
+        "colorbar": colorbar(),
     }
     if len(names) <= _MOST_LABELS:
         text = [[f"{value:.1f}" for value in row] for row in z]
         trace |= {"text": text, "texttemplate": "%{text}", "textfont": {"color": "#111827"}}
     layout = _layout("")
-    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category", "fixedrange": True}
+    layout["yaxis"] = categories(autorange="reversed")
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"showgrid": False, "tickangle": -60}
     worst = min((value, report.task, site) for report, row in zip(reports, z) for value, site in zip(row, names))
     alt = f"Heatmap of log2 variance ratios, {whose}: {len(names)} sites, {len(reports)} tasks; lowest {worst[0]:.2f} "
@@ -140,7 +153,7 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
     if not found:
         return empty("Each channel of a site appears here: click a column of the heatmap.")
     traces = []
-    for (report, one), colour in zip(found, _colours(len(found))):
+    for (report, one), colour in zip(found, colours(len(found))):
         for whose, symbol in _SYMBOLS.items():
             if y := getattr(one, f"{whose}_var"):
                 traces.append(_dots(f"{report.task}: {whose}", one.expert_var, y, colour, symbol))
@@ -151,12 +164,7 @@ def deviations(reports: Sequence[RepairReport], site: str) -> Figure:
     diagonal = {"color": MERGED_COLOUR, "width": 1, "dash": "longdash"}
     traces.append(_line("as the expert", [low, high], [low, high], diagonal) | {"mode": "lines", "hoverinfo": "skip"})
     layout = _layout("σ here", {"type": "log", **_OCTAVES})
-    layout["xaxis"] |= {
-        "title": {"text": "σ in the expert", "standoff": 4},
-        "type": "log",
-        **_OCTAVES,
-        "tickangle": 0,
-    }
+    layout["xaxis"] |= titled("σ in the expert") | {"type": "log", **_OCTAVES, "tickangle": 0}
     told = "; ".join(
         f"{report.task}: {sum(m < e for m, e in zip(one.merged_var, one.expert_var))} of {len(one.expert_var)} below"
         for report, one in found
@@ -195,15 +203,9 @@ def matching(objective: Sequence[float], before: Sequence[float], after: Sequenc
     for name, values, colour in (("before", before, COLOURS[1]), ("matched", after, COLOURS[0])):
         if values:
             traces.append(_histogram(f"{name}, mean {fmean(values):.2f}", values, colour))
-    layout = {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "barmode": "overlay",
-        "xaxis": _axis("sweep", 4) | {"domain": [0, 0.46], "anchor": "y", "dtick": max(1, len(x) // 10)},
-        "xaxis2": _axis("correlation of two experts' channels", 4) | {"domain": [0.56, 1], "anchor": "y2"},
-        "yaxis": _axis("agreement that is made large", 6) | {"anchor": "x"},
-        "yaxis2": _axis("channels", 6) | {"anchor": "x2"},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    }
+    layout = two_plots(("agreement that is made large", {}), ("channels", {}), "sweep") | {"barmode": "overlay"}
+    layout["xaxis"] |= {"dtick": max(1, len(x) // 10)}
+    layout["xaxis2"] |= titled("correlation of two experts' channels")
     told = "; ".join(
         f"mean correlation {name} {fmean(v):.2f}" for name, v in (("before", before), ("after", after)) if v
     )
@@ -219,10 +221,6 @@ def _histogram(name: str, values: Sequence[float], colour: str) -> dict:
     hover = "%{y} channels at %{x:.2f}<extra></extra>"
     bars = {"type": "bar", "name": name, "x": x, "y": counts, "width": width, "opacity": 0.65}
     return bars | {"xaxis": "x2", "yaxis": "y2", "marker": {"color": colour}, "hovertemplate": hover}
-
-
-def _axis(title: str, standoff: int) -> dict:
-    return {"automargin": True, "zeroline": False, "title": {"text": title, "standoff": standoff}}
 
 
 def repaired_bars(
@@ -295,14 +293,7 @@ def _ticks(labels: Sequence[str]) -> dict:
 
 
 def _layout(title: str, axis: dict | None = None) -> dict:
-    plain = {"automargin": True, "zeroline": False}
-    return {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": dict(plain),
-        "yaxis": plain | (axis or {}) | ({"title": {"text": title, "standoff": 6}} if title else {}),
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hovermode": "closest",
-    }
+    return one_plot({}, (axis or {}) | (titled(title, 6) if title else {}))
 
 
 def _level(y: float) -> dict:
@@ -315,7 +306,3 @@ def _level(y: float) -> dict:
         "y1": y,
         "line": {"color": MERGED_COLOUR, "width": 1},
     }
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]

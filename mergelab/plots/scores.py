@@ -4,14 +4,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mergelab.plots.spectra import COLOURS, MERGED_COLOUR, Figure, empty, two_plots
+from mergelab.plots.parts import (
+    COLOURS,
+    MERGED_COLOUR,
+    PALE,
+    Figure,
+    band,
+    categories,
+    empty,
+    legend,
+    margin,
+    two_plots,
+)  # fmt: skip
 from mergelab.scores.knobs import EXPERTS, symbol
 from mergelab.scores.scoreboard import BASE, Board
 from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
 OWN = "its own expert"  # the row of all experts, where each has done its own task alone
-PLAIN = "#9ca3af"  # the base
 GRID = [[0, "#fee2e2"], [0.5, "#fef3c7"], [1, "#86efac"]]  # light enough for dark print
 SHARES = ("cosine to the average", "rank kept, share", "share pruned", "entries kept", "sign conflicts", "energy kept")
 
@@ -58,12 +68,8 @@ def board_grid(board: Board) -> Figure:
         "ygap": 2,
         "hovertemplate": "%{y} on %{x}: %{text}<extra></extra>",
     } | ({"zmin": 0, "zmax": 1} if exact else {})
-    axis = {"automargin": True, "fixedrange": True, "type": "category", "showgrid": False, "ticks": ""}
-    layout = {
-        "margin": {"l": 8, "r": 8, "t": 30, "b": 8},
-        "xaxis": axis | {"side": "top"},
-        "yaxis": axis | {"autorange": "reversed"},
-    }
+    x, y = categories(ticks="", side="top"), categories(ticks="", autorange="reversed")
+    layout = {"margin": margin(top=30), "xaxis": x, "yaxis": y}
     alt = "; ".join(f"{name}: {', '.join(f'{g} {t}' for g, t in zip(groups, row))}" for name, row in zip(found, texts))
     layout["meta"] = {"alt": alt, "texts": True}
     return {"data": [heat], "layout": layout}
@@ -104,7 +110,7 @@ def _own(board: Board, task: str) -> Mean | None:
 
 
 def _colour(name: str, index: int) -> str:
-    fixed = {BASE: PLAIN, OWN: COLOURS[2], "merged": COLOURS[0], "A": COLOURS[0], "B": COLOURS[1]}
+    fixed = {BASE: PALE, OWN: COLOURS[2], "merged": COLOURS[0], "A": COLOURS[0], "B": COLOURS[1]}
     return fixed.get(name, COLOURS[(index + 2) % len(COLOURS)])
 
 
@@ -144,11 +150,47 @@ def _bar_layout(exact: bool) -> dict[str, Any]:
     y = {"tickformat": ".0%", "range": [0, 1.04]} if exact else {"type": "log", "title": {"text": "perplexity"}}
     return {
         "barmode": "group",
-        "margin": {"l": 8, "r": 8, "t": 40, "b": 8},
+        "margin": margin(top=40),
         "xaxis": {"automargin": True, "fixedrange": True, "type": "category"},
         "yaxis": y | {"automargin": True, "fixedrange": True},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": legend(),
     }
+
+
+def score_bars(rows: Sequence[tuple]) -> Figure:
+    """Exact match per task, each 0…1. rows: (task, base, expert, merged), or with the repaired merge at the end."""
+    if not rows:
+        return empty("Scores appear here after a merge of bundled experts.")
+    columns = list(zip(*rows))
+    kinds = (("base", PALE), ("its own expert", COLOURS[2]), ("merged", COLOURS[0]), ("repaired", COLOURS[4]))
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": list(columns[0]),
+            "y": list(values),
+            "marker": {"color": colour},
+            "text": [f"{100 * value:.1f}" for value in values],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
+        }
+        for (name, colour), values in zip(kinds, columns[1:])
+    ]
+    layout = {
+        "barmode": "group",
+        "margin": margin(top=40),
+        "xaxis": {"automargin": True, "fixedrange": True},
+        "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
+        "legend": {"orientation": "h", "y": 1.14, "x": 0},
+        "meta": {"alt": "; ".join(_told(*row) for row in rows), "across": "task"},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _told(task: str, *scores: float) -> str:
+    names = ("base", "expert", "merged", "repaired")
+    return f"{task}: " + ", ".join(f"{name} {score:.1%}" for name, score in zip(names, scores))
 
 
 def sweep_curves(report: SweepReport) -> Figure:
@@ -215,13 +257,9 @@ def _average(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:
     at = [point.value for point in plain]
     if report.knob != EXPERTS:
         at, means = [x[0], x[-1]], [means[0], means[0]]
-    line = {"color": PLAIN, "width": 2, "dash": "dash"}
-    low = _curve("the average, low", at, [mean.low for mean in means], {"width": 0})
-    high = _curve("the average, high", at, [mean.high for mean in means], {"width": 0})
-    hidden = {"showlegend": False, "hoverinfo": "skip", "mode": "lines", "customdata": None}
-    band = high | hidden | {"fill": "tonexty", "fillcolor": "rgba(156,163,175,0.18)"}
-    middle = _curve("the average", at, [mean.value for mean in means], line)
-    return [low | hidden, band, middle | {"customdata": None}]
+    between = band("the average", at, [mean.low for mean in means], [mean.high for mean in means])
+    middle = _curve("the average", at, [mean.value for mean in means], {"color": PALE, "width": 2, "dash": "dash"})
+    return [*between, middle | {"customdata": None}]
 
 
 def _geometry_curves(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:

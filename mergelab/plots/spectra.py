@@ -9,23 +9,34 @@ title says so; every figure has `alt`.
 import base64
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from mergelab.maths.spectral import ranks_keeping
+from mergelab.plots.parts import (
+    MERGED_COLOUR,
+    NUCLEAR,
+    SHARE,
+    SIGMA,
+    Figure,
+    categories,
+    colorbar,
+    colours,
+    empty,
+    margin,
+    paired_curves,
+    short_name,
+    some_of,
+    two_plots,
+)  # fmt: skip
 from mergelab.recipes.varying import depths, elsewhere, value_at
 from mergelab.report import FACTS, LayerReport, Report
 from mergelab.words import counted
 
-Figure = dict[str, Any]
-COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
-MERGED_COLOUR = "#8b8b95"
 LIVE = "rank kept"  # the fact that follows η in the browser
 GRID = np.arange(101) / 100  # shares of the nuclear norm: η in whole percent
 EVEN, LEAST_RANGE = 0.03, 0.15  # shares of the largest number: what looks even, and how far the colours reach at least
-_MOST_POINTS = 160  # of one curve
 _MOST_LABELS = 36  # of one axis
 
 
@@ -145,22 +156,12 @@ def _heat(layers: Sequence[LayerReport], rows: Sequence[str], z: np.ndarray, tex
         "customdata": [names] * len(rows),
         "hovertemplate": "%{customdata}<br>%{y}: " + hover + "<extra></extra>",
         "colorscale": "Viridis",
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1},
+        "colorbar": colorbar(),
         **({} if crowded else {"texttemplate": "%{text}", "textfont": {"size": _size_of(text)}}),
     }
     axis = {"tickmode": "array", "tickvals": ticks, "ticktext": [short_name(names[i]) for i in ticks], "tickangle": -60}
-    layout = {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": axis | {"automargin": True, "showgrid": False, "zeroline": False, "fixedrange": True},
-        "yaxis": {
-            "autorange": "reversed",
-            "automargin": True,
-            "showgrid": False,
-            "type": "category",
-            "fixedrange": True,
-        },
-    }
-    return {"data": [trace], "layout": layout}
+    x = axis | {"automargin": True, "showgrid": False, "zeroline": False, "fixedrange": True}
+    return {"data": [trace], "layout": {"margin": margin(), "xaxis": x, "yaxis": categories(autorange="reversed")}}
 
 
 def spectra(report: Report, module: str, eta: float | None) -> Figure:
@@ -171,48 +172,40 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     layer = layer_named(report, module)
     curves = [np.array(values, dtype=float) for values in layer.curves.get("singular_values", ())]
     traces: list[dict] = []
-    for name, colour, values in zip(report.experts, _colours(len(curves)), curves):
+    for name, colour, values in zip(report.experts, colours(len(curves)), curves):
         traces += paired_curves(name, values, {"color": colour, "width": 2})
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
     title = "merged" if eta is None else f"merged at η = {eta:g}"
     traces += paired_curves(title, merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
-    layout = two_plots(
-        ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1}),
-        ("share of the nuclear norm", {"tickformat": ".0%", "range": [0, 1.02]}),
-    )
+    layout = two_plots(SIGMA, NUCLEAR)
     layout["uirevision"] = module
     layout["meta"] = {
         "pair": True,
         "alt": f"Singular values of {module} for {counted(len(curves), 'expert')}, and their running sum.",
     }
     if eta is not None:
-        table = _rank_table(layer)
-        colours = _colours(len(curves))
-        held = own_etas(report)[report.decomposed.index(layer)]
-        meta = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "colours": colours, "held": held}
-        layout["meta"]["eta"] = meta
+        table, held = _rank_table(layer), own_etas(report)[report.decomposed.index(layer)]
+        followed = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "held": held}
+        layout["meta"]["eta"] = followed | {"colours": colours(len(curves))}
     return {"data": traces, "layout": layout}
 
 
 def joint_space(report: Report, module: str) -> Figure:
-    """DRM's joint basis of one module. Left: its spectrum. Right: which expert owns how much of each direction."""
+    """A module's joint basis (DRM, KnOTS). Left: its spectrum. Right: which expert owns how much of a direction."""
     layer = layer_named(report, module)
     joint = np.array(layer.curves.get("joint_singular_values", ()), dtype=float)
-    if not len(joint):
-        return empty("This method has no joint space. Choose DRM-H or DRM-V, then press Analyse.")
+    if not len(joint) or "ownership" not in layer.curves:
+        return empty("No directions are owned by experts here. Choose DRM-H or DRM-V, then press Analyse.")
     traces = paired_curves("joint", joint, {"color": MERGED_COLOUR, "width": 2})[:1]
-    for name, colour, share in zip(report.experts, _colours(len(report.experts)), layer.curves["ownership"]):
-        at = _points(len(share))
+    for name, colour, share in zip(report.experts, colours(len(report.experts)), layer.curves["ownership"]):
+        at = some_of(len(share))
         hover = f"direction %{{x}}: {name} has %{{y:.0%}}<extra></extra>"
         area = {"type": "scatter", "mode": "lines", "stackgroup": "owner", "line": {"width": 0, "color": colour}}
         y = np.round(np.array(share)[at], 5).tolist()
         traces.append(
             area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover}
         )
-    layout = two_plots(
-        ("joint singular value", {"type": "log", "exponentformat": "power", "dtick": 1}),
-        ("share of the direction", {"tickformat": ".0%", "range": [0, 1.02]}),
-    )
+    layout = two_plots(("joint singular value", SIGMA[1]), ("share of the direction", SHARE))
     layout["uirevision"] = module
     layout["meta"] = {
         "pair": True,
@@ -221,90 +214,9 @@ def joint_space(report: Report, module: str) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def score_bars(rows: Sequence[tuple]) -> Figure:
-    """Exact match per task, each 0…1. rows: (task, base, expert, merged), or with the repaired merge at the end."""
-    if not rows:
-        return empty("Scores appear here after a merge of bundled experts.")
-    columns = list(zip(*rows))
-    kinds = (("base", "#9ca3af"), ("its own expert", COLOURS[2]), ("merged", COLOURS[0]), ("repaired", COLOURS[4]))
-    traces = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": list(columns[0]),
-            "y": list(values),
-            "marker": {"color": colour},
-            "text": [f"{100 * value:.1f}" for value in values],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
-        }
-        for (name, colour), values in zip(kinds, columns[1:])
-    ]
-    layout = {
-        "barmode": "group",
-        "margin": {"l": 8, "r": 8, "t": 40, "b": 8},
-        "xaxis": {"automargin": True, "fixedrange": True},
-        "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
-        "legend": {"orientation": "h", "y": 1.14, "x": 0},
-        "meta": {"alt": "; ".join(_told(*row) for row in rows), "across": "task"},
-    }
-    return {"data": traces, "layout": layout}
-
-
-def _told(task: str, *scores: float) -> str:
-    names = ("base", "expert", "merged", "repaired")
-    return f"{task}: " + ", ".join(f"{name} {score:.1%}" for name, score in zip(names, scores))
-
-
-def empty(sentence: str) -> Figure:
-    """A figure with nothing in it but a sentence that says why."""
-    note = {"text": sentence, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
-    hidden = {"visible": False, "fixedrange": True}
-    return {"data": [], "layout": {"annotations": [note], "xaxis": hidden, "yaxis": hidden, "meta": {"alt": sentence}}}
-
-
 def layer_named(report: Report, module: str) -> LayerReport:
     """The decomposed layer of that name; the first one if there is none (a name may come from a browser)."""
     return next((layer for layer in report.decomposed if layer.name == module), report.decomposed[0])
-
-
-def short_name(module: str) -> str:
-    """A tensor's name, short enough for an axis: 'model.layers.3.self_attn.q_proj.weight' -> '3 q'."""
-    parts = module.removesuffix(".weight").split(".")
-    number = next((part for part in parts if part.isdigit()), "")
-    last = ".".join(parts[-2:]) if parts[-1] in ("dense", "kernel") else parts[-1].removesuffix("_proj")
-    return f"{number} {last}".strip()
-
-
-def paired_curves(name: str, values: np.ndarray, line: dict) -> list[dict]:
-    """A spectrum and its running sum, as two traces that share one legend entry."""
-    at = _points(len(values))
-    index = (at + 1).tolist()
-    common = {"type": "scatter", "mode": "lines", "name": name, "legendgroup": name, "line": line, "x": index}
-    mass = values.cumsum() / max(values.sum(), 1e-30)
-    hover = f"{name}<br>direction %{{x}}: σ = %{{y:.3g}}<extra></extra>"
-    sums = f"{name}<br>the first %{{x}} hold %{{y:.0%}}<extra></extra>"
-    right = {"xaxis": "x2", "yaxis": "y2", "showlegend": False, "hovertemplate": sums}
-    return [
-        common | {"y": [float(f"{v:.5g}") for v in values[at]], "hovertemplate": hover},
-        common | right | {"y": np.round(mass[at], 5).tolist()},
-    ]
-
-
-def two_plots(left: tuple[str, dict], right: tuple[str, dict], x_title: str = "direction, strongest first") -> dict:
-    """The layout of two plots side by side. left, right: the title of a y axis, and what else it is."""
-    x = {"title": {"text": x_title, "standoff": 4}, "automargin": True, "zeroline": False}
-    y = {"automargin": True, "zeroline": False}
-    return {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": x | {"domain": [0, 0.46], "anchor": "y"},
-        "xaxis2": x | {"domain": [0.56, 1], "anchor": "y2"},
-        "yaxis": y | left[1] | {"anchor": "x", "title": {"text": left[0], "standoff": 6}},
-        "yaxis2": y | right[1] | {"anchor": "x2", "title": {"text": right[0], "standoff": 6}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hovermode": "closest",
-    }
 
 
 def _rank_table(layer: LayerReport) -> np.ndarray:
@@ -313,17 +225,6 @@ def _rank_table(layer: LayerReport) -> np.ndarray:
     for values in layer.curves["singular_values"]:
         rows.append(ranks_keeping(torch.tensor(values, dtype=torch.float64), torch.tensor(GRID)).numpy())
     return np.array(rows).astype("<u2")
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def _points(length: int) -> np.ndarray:
-    """Which indices of a curve to draw: all of a short one, log-spaced ones of a long one."""
-    if length <= _MOST_POINTS:
-        return np.arange(length)
-    return np.unique(np.round(np.geomspace(1, length, _MOST_POINTS)).astype(int)) - 1
 
 
 def _short(z: np.ndarray) -> list[list[str]]:
