@@ -54,8 +54,8 @@ def means(lab: Lab, method: str, settings: dict, count: int, then: dict | None =
     settings = settings | ({"lambda": settings["lambda"] / count} if "lambda" in settings else {})
     experts = tuple(Expert(f"numbers/{skill}") for skill in SKILLS[:count])
     run = result(lab.merge(Recipe("numbers/base", experts, method, settings, then=then or {})))
-    scores = list(lab.scores(run))
-    return tuple(sum(getattr(s, who) for s in scores) / count for who in ("base", "expert", "merged"))
+    scores = result(lab.scores(run)).by_task().values()
+    return tuple(sum(score[who] for score in scores) / count for who in ("base", "expert", "merged"))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ The only room that knows transformers. Weights come from the folder's safetensor
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,36 @@ def outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return answer
     keys = ("logits", "logits_per_image", "image_embeds", "text_embeds", "last_hidden_state")
     return next(answer[key] for key in keys if answer.get(key) is not None)
+
+
+def laid_out(encoded: Sequence[tuple[Sequence[int], Sequence[int]]], fill: int = 0) -> tuple[torch.Tensor, ...]:
+    """Prompts with their answers as one batch, padded on the right, where causal attention never looks.
+
+    encoded: the tokens of each prompt and of its answer. Three tensors (row, token): the token ids, which of them are
+    no padding, and which belong to an answer.
+    """
+    begin = torch.tensor([len(before) for before, _ in encoded])[:, None]
+    end = begin + torch.tensor([len(after) for _, after in encoded])[:, None]
+    place = torch.arange(int(end.max()))
+    ids = torch.full((len(encoded), len(place)), fill)
+    for row, (before, after) in zip(ids, encoded):
+        row[: len(before) + len(after)] = torch.tensor([*before, *after])
+    return ids, place < end, (begin <= place) & (place < end)
+
+
+@torch.no_grad()
+def logits_before(model: Any, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """What a causal model says before each token but the first, on its own device. (row, token - 1, word)"""
+    return model(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device)).logits[:, :-1]
+
+
+def all_first_choice(logits: torch.Tensor, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Whether all tokens of a row's answer are the model's first choice after those before them: bool (row,).
+
+    That is whether greedy decoding gives just this answer: if all are, it picks the first, so sees the same prefix, so
+    picks the second, and so on; if one is not, it leaves the answer there. One forward pass tells.
+    """
+    return ((logits.argmax(-1).cpu() == ids[:, 1:]) | ~answer[:, 1:]).all(1)
 
 
 def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:

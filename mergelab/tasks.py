@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mergelab.assets import ASSETS, bundled
+from mergelab.model import all_first_choice, laid_out, logits_before
 
 Pair = tuple[str, str]  # (prompt, answer)
 SCANS = ASSETS / "digits" / "scans.safetensors"  # uint8, 8×8, 0…16
@@ -105,42 +106,23 @@ def padded(tokenizer, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
     Padding is on the right, where causal attention never looks, so that any token can serve for it: a
     tokenizer needs no pad token of its own.
     """
-    prompts = [tokenizer.encode(prompt) for prompt, _ in pairs]
-    answers = [tokenizer.encode(answer, add_special_tokens=False) for _, answer in pairs]
-    begin = torch.tensor([len(prompt) for prompt in prompts])[:, None]  # (pair, 1)
-    end = begin + torch.tensor([len(answer) + 1 for answer in answers])[:, None]  # (pair, 1)
-    place = torch.arange(int(end.max()))  # (token,)
-    end_token = tokenizer.eos_token_id  # ends each answer, and fills the rest
-    ids = torch.full((len(pairs), len(place)), end_token)  # (pair, token)
-    for row, prompt, answer in zip(ids, prompts, answers, strict=True):
-        row[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    return ids, place < end, (begin <= place) & (place < end)
+    end = tokenizer.eos_token_id  # ends each answer, and fills the rest
+    encoded = [(tokenizer.encode(p), [*tokenizer.encode(a, add_special_tokens=False), end]) for p, a in pairs]
+    return laid_out(encoded, fill=end)
 
 
-@torch.no_grad()
 def exact_match(model, tokenizer, pairs: Sequence[Pair], batch: int = 100) -> Tensor:
     """Whether the greedy answer is, token for token up to end-of-sequence, the expected one: bool (pair,).
 
-    `model` is any causal language model of transformers in evaluation mode, on any device.
-
-    Nothing is generated. The expected answer is fed in, and every one of its tokens must be the model's first
-    choice after those before it. That is exact: if all are, greedy decoding picks the first, so sees the same
-    prefix, so picks the second, and so on to the end; if one is not, greedy decoding leaves the answer there.
-    One forward pass a batch tells what a loop over tokens would.
-
-    The same text in other tokens (`hundert|vier` for `hundertvier`) counts as wrong: merges of the german expert
-    lose a little by it.
+    `model` is any causal language model of transformers in evaluation mode, on any device. Nothing is generated: see
+    `all_first_choice`. The same text in other tokens (`hundert|vier` for `hundertvier`) counts as wrong: merges of the
+    german expert lose a little by it.
     """
-    batches = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
-    right = [_all_first_choice(model, *padded(tokenizer, some)) for some in batches]
+    right = []
+    for start in range(0, len(pairs), batch):
+        ids, real, answer = padded(tokenizer, pairs[start : start + batch])
+        right.append(all_first_choice(logits_before(model, ids, real), ids, answer))
     return torch.cat([torch.zeros(0, dtype=torch.bool), *right])
-
-
-def _all_first_choice(model, ids: Tensor, real: Tensor, answer: Tensor) -> Tensor:
-    """For each row, whether all tokens of its answer are the argmax of the logits before them. # (pair,)"""
-    logits = model(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device)).logits
-    choice = logits[:, :-1].argmax(-1).cpu()  # (pair, token - 1)
-    return ((choice == ids[:, 1:]) | ~answer[:, 1:]).all(1)
 
 
 @cache

@@ -42,7 +42,7 @@ ROOMS = {
     "report": "",
     "markdown": "",
     "align": "tasks symmetry model files maths assets errors",
-    "tasks": "assets",
+    "tasks": "model assets",
     "symmetry": "maths errors",
     "model": "files errors",
     "files": "maths assets errors",

@@ -103,10 +103,10 @@ def test_an_answer_that_is_abandoned_stops_its_model(lab, run):
 
 
 def test_scores_are_of_the_tasks_that_the_experts_were_trained_for(lab, run):
-    scores = list(lab.scores(run))
-    assert [score.task for score in scores] == ["french", "german"]
-    for score in scores:
-        assert score.expert >= 0.9 > score.base and score.base < score.merged <= 1
+    scores = finished(lab.scores(run)).by_task()
+    assert list(scores) == ["french", "german"]
+    for score in scores.values():
+        assert score["expert"] >= 0.9 > score["base"] and score["base"] < score["merged"] <= 1
 
 
 def test_experts_from_elsewhere_have_no_tasks():

@@ -181,8 +181,10 @@ def test_a_kept_merge_is_repaired_for_a_prompt_and_for_a_score_without_being_cha
     patch = lab.patch(run, "numbers/morse")
     assert list(lab.repaired_answer(run, patch, "morse: 4031 ="))[-1] == "....- ----- ...-- .----"
     assert list(lab.lab.answers([run.folder], "morse: 4031 ="))[-1] == before
-    plain = {one.task: one.merged for one in lab.lab.scores(run)}
-    assert all(lab.repaired_score(run, f"numbers/{task}") >= share for task, share in plain.items())
+    plain = finished(lab.lab.scores(run)).of("merged")
+    found = list(lab.repaired_scores(run))
+    assert [score.task for score in found] == [score.task for score in plain]
+    assert all(score.value >= before.value for score, before in zip(found, plain))
     assert lab.patch(run, "numbers/morse") is patch
 
 

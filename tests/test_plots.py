@@ -11,7 +11,7 @@ from making import finished, noise, recipe_of, shifted, write_model
 
 from mergelab import inspect, plan
 from mergelab.maths.spectral import rank_keeping
-from mergelab.plots import parts, scores
+from mergelab.plots import parts, shapes
 from mergelab.plots import spectra as plots
 
 
@@ -50,8 +50,8 @@ def test_every_picture_of_every_method_is_valid_and_has_an_alternative_text(repo
         assert figure["layout"]["meta"]["alt"]
 
 
-def test_score_bars_say_their_numbers_in_the_alternative_text():
-    figure = scores.score_bars([("french", 0.3, 0.97, 0.8)])
+def test_bars_say_their_numbers_in_the_alternative_text():
+    figure = shapes.bars(["french"], {"base": [0.3], "expert": [0.97], "merged": [0.8]}, "exact match")
     assert len(checked(figure).data) == 3
     assert figure["layout"]["meta"]["alt"] == "french: base 30.0%, expert 97.0%, merged 80.0%"
 

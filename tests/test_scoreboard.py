@@ -46,11 +46,13 @@ def checked(figure):
     return go.Figure({"data": figure["data"], "layout": {k: v for k, v in figure["layout"].items() if k != "meta"}})
 
 
-def test_the_board_agrees_with_the_scores_beside_a_merge(lab, run):
+def test_a_board_has_base_experts_and_merge_and_nothing_is_scored_twice(lab, run):
     board = finished(lab.scoreboard(PAIR, {"merged": run.folder}))
-    for score in lab.scores(run):
-        found = {model: board.scores[model, score.task].value for model in ("base", "merged", board.master(score.task))}
-        assert list(found.values()) == [pytest.approx(x) for x in (score.base, score.merged, score.expert)]
+    assert finished(lab.scores(run)) == board
+    assert board.by_task()["german"] == {
+        who: board.scores[model, "german"].value
+        for who, model in (("base", "base"), ("expert", "german-lora"), ("merged", "merged"))
+    }
     assert board.master("german") == "german-lora" and ("english", "german") not in board.scores
     assert 0 < board.normalised("base") < board.normalised("merged") < 1.1
     again = list(lab.scoreboard(PAIR, {"merged": run.folder}))

@@ -65,9 +65,7 @@ def test_a_point_scores_as_the_merge_does(tmp_path):
     pair = Recipe("numbers/base", TRIO[1:], "star")
     (point,) = finished(lab.sweep(pair, "eta", [50])).points
     run = finished(lab.merge(point.recipe))
-    assert [(score.task, score.value) for score in point.scores] == [
-        (score.task, pytest.approx(score.merged)) for score in lab.scores(run)
-    ]
+    assert point.scores == finished(lab.scores(run)).of("merged")
 
 
 def test_the_knob_at_its_end_is_the_average_where_the_method_says_so():

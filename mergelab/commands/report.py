@@ -36,4 +36,4 @@ def reported(lab: Lab, recipe: Recipe, scores: bool = False) -> Report:
     if not scores:
         return result(lab.analyse(recipe))
     run = result(lab.merge(recipe))
-    return result(lab.whole_report(lab.noted(run, list(lab.scores(run)))))
+    return result(lab.whole_report(lab.noted(run, result(lab.scores(run)))))

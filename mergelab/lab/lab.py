@@ -36,12 +36,12 @@ from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.report import Report
 from mergelab.scores.compare import Comparison, compared
 from mergelab.scores.questions import Questions
-from mergelab.scores.scoreboard import BASE, Board, scoreboard
+from mergelab.scores.scoreboard import BASE, MERGED, Board, scoreboard
 from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-from mergelab.tasks import Task, exact_match, own_task, tasks
+from mergelab.tasks import Task, own_task, tasks
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
 IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
@@ -67,17 +67,6 @@ class Run:
         return all((self.folder / file).is_file() for file in self.report.sha256)
 
 
-@dataclass(frozen=True)
-class Score:
-    """Exact match on one task's held-out prompts, 0…1: the base, the expert of that task, the merged model."""
-
-    task: str
-    base: float
-    expert: float
-    merged: float
-    prompts: int
-
-
 class Lab:
     """One process's laboratory. runs: the folder for what is made; by default a temporary one.
 
@@ -98,8 +87,7 @@ class Lab:
             most, lambda run: _remove_parent(run.folder), lambda run: 2 * _bytes_in(run.folder), self.limits.disk
         )
         self._models: Kept[Running] = Kept(self.limits.max_models)
-        self._scores: Kept[float] = Kept(4096)
-        self._task_scores: Kept[TaskScore] = Kept(512)
+        self._scores: Kept[TaskScore] = Kept(512)
         self.comparisons: Kept[Comparison] = Kept(8)
         self._written = self.folder / secrets.token_hex(16)
         self._adapters: Kept[Path] = Kept(64, _remove_parent, _bytes_in, self.limits.disk)
@@ -229,18 +217,15 @@ class Lab:
 
         return self._adapters.get_or_make(alone.hash, written)
 
-    def scores(self, run: Run) -> Iterator[Score]:
-        """Exact match of a run on the held-out prompts of its bundled experts' tasks; nothing for other experts."""
-        base, merged = folder_of(run.recipe.base), run.folder
-        for expert, task in own_tasks(run.recipe):
-            own = self.model_folder(expert.source, run.recipe.base)
-            yield Score(task.name, *(self._score(folder, task) for folder in (base, own, merged)), len(task.test))
+    def scores(self, run: Run) -> Generator[Step, None, Board]:
+        """Base, experts and the run on the tasks of its bundled experts, as `scoreboard`; nothing for other experts."""
+        if not own_tasks(run.recipe):
+            return Board((), (), {})
+        return (yield from self.scoreboard(run.recipe, {MERGED: run.folder}))
 
-    def noted(self, run: Run, scores: Sequence[Score], repaired: Sequence[float] = ()) -> Run:
-        """The run with its scores in its report, also those of its repair for each task; kept as it is then."""
-        found = {s.task: {"base": s.base, "expert": s.expert, "merged": s.merged} for s in scores}
-        found |= {s.task: found[s.task] | {"repaired": value} for s, value in zip(scores, repaired)}
-        run = replace(run, report=replace(run.report, scores=found))
+    def noted(self, run: Run, board: Board) -> Run:
+        """The run with its scores in its report; kept as it is then."""
+        run = replace(run, report=replace(run.report, scores=board.by_task()))
         self.runs.keep(run.folder.parent.name, run)
         return run
 
@@ -287,7 +272,7 @@ class Lab:
         free = everyone or asked is not None
         work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
         keys = {(m, q): (str(models[m]), recipe.base, q) for m, q in work if not isinstance(models[m], Running)}
-        known = {pair: self._task_scores[key] for pair, key in keys.items() if key in self._task_scores}
+        known = {pair: self._scores[key] for pair, key in keys.items() if key in self._scores}
         board = yield from scoreboard(
             {name: partial(self._made_to_run, model, recipe.base) for name, model in models.items()},
             tuple(experts),
@@ -295,7 +280,7 @@ class Lab:
             known,
         )
         for (model, wanted), key in keys.items():
-            self._task_scores.keep(key, board.scores[model, wanted.task])
+            self._scores.keep(key, board.scores[model, wanted.task])
         return board
 
     def _made_to_run(self, model: str | Path | Running, base: str) -> Running:
@@ -317,13 +302,6 @@ class Lab:
             names, wanted = ([layer.name for layer in some] for some in (one.report.layers, one.report.decomposed))
             self.comparisons.keep(key, (yield from compared(base, *pair, names, wanted)))
         return self.comparisons[key]
-
-    def _score(self, folder: Path, task: Task) -> float:
-        def scored() -> float:
-            with self.using(folder) as run:
-                return float(exact_match(run.model, run.tokenizer, task.test).float().mean())
-
-        return self._scores.get_or_make(f"{folder} {task.name}", scored)
 
     def using(self, folder: Path) -> AbstractContextManager[Running]:
         """The model in a folder, loaded; it stays loaded as long as it is in use."""

@@ -21,7 +21,7 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import Lab, Run
+from mergelab.lab.lab import Lab, Run, own_tasks
 from mergelab.lab.saved import zipped
 from mergelab.merging.merge import merge
 from mergelab.merging.output import companions
@@ -50,9 +50,10 @@ from mergelab.repair.experiment import (
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
-from mergelab.step import Step, relayed
+from mergelab.scores.questions import Questions
+from mergelab.scores.scoring import TaskScore, scored
+from mergelab.step import Step, relayed, result
 from mergelab.table import csv_text
-from mergelab.tasks import exact_match, own_task
 
 
 @dataclass(frozen=True)
@@ -228,12 +229,13 @@ class RepairLab:
         with self.lab.using(run.folder) as model, applied(model.model, patch):
             yield from answer(model, prompt, **how)
 
-    def repaired_score(self, run: Run, source: str) -> float:
-        """What a kept merge scores on a bundled expert's task, repaired for it."""
-        model, task = self.lab._running(run.folder), own_task(source)
-        assert task
-        with applied(model.model, self.patch(run, source)):
-            return float(exact_match(model.model, model.tokenizer, task.test).float().mean())
+    def repaired_scores(self, run: Run) -> Iterator[TaskScore]:
+        """What a kept merge scores on each task of its bundled experts, repaired for that task."""
+        model = self.lab._running(run.folder)
+        for expert, task in own_tasks(run.recipe):
+            with applied(model.model, self.patch(run, expert.source)):
+                (score,) = result(scored(model, [Questions(task.name, task.test)]))
+            yield score
 
     def outcome(self, key: str) -> Outcome:
         """What a run found; the shipped one for ''. MergeError if it is not kept any more."""

@@ -13,7 +13,7 @@ from mergelab.lessons.task_vector import cosines
 from mergelab.lessons.truncation import ETA
 from mergelab.lessons.verdict import against, best_of
 from mergelab.maths.moments import variance_kept
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.scores.scoring import mean_score
 
 FEW, ALL = COUNTS[0], COUNTS[-1]

@@ -6,7 +6,7 @@ from statistics import fmean
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.repairs import repairs
 from mergelab.maths.moments import variance_kept
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.plots.repair import matching, repaired_bars, site_label, variance_ratio
 from mergelab.repair.outcome import BASE, EXPERT, MERGED, PLAIN, REPAIRED, Outcome
 from mergelab.repair.stories import STORIES, STORY

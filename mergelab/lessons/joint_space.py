@@ -15,7 +15,7 @@ from mergelab.lessons.verdict import against
 from mergelab.maths.signs import conflict_share, trimmed
 from mergelab.maths.spectral import joint_factors, projected
 from mergelab.method import METHODS, Layer, Merged
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.plots.spectra import joint_space
 from mergelab.report import LayerReport, Report
 from mergelab.scores.scoring import mean_score

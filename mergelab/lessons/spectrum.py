@@ -8,7 +8,7 @@ from mergelab.lessons.experts import change, corner, singular_values
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import survey
 from mergelab.maths.spectral import rank_keeping
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.plots.parts import short_name
 from mergelab.recipes.recipe import Expert, Recipe
 

@@ -9,7 +9,7 @@ from mergelab.lessons.experts import MODULE, change, corner, layer_of
 from mergelab.lessons.lesson import Chapter, Facts, Lesson
 from mergelab.lessons.survey import survey
 from mergelab.maths.inner import norm
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.plots.parts import short_name
 
 FOUR = SKILLS[:4]

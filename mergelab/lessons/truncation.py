@@ -12,7 +12,7 @@ from mergelab.lessons.verdict import against, best_of
 from mergelab.maths.inner import norm
 from mergelab.maths.spectral import rank_keeping
 from mergelab.method import METHODS
-from mergelab.plots import lessons as plots
+from mergelab.plots import shapes as plots
 from mergelab.plots.parts import short_name
 from mergelab.scores.scoring import mean_score
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, Run, Score, Step, own_tasks
+from mergelab.lab.lab import Lab, Run, own_tasks
 from mergelab.lab.repair import RepairLab
 from mergelab.lab.saved import zipped
 from mergelab.markdown import code, plain
@@ -17,14 +17,19 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
 from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
-from mergelab.plots import scores as plots
-from mergelab.plots.parts import Figure, empty
+from mergelab.plots.parts import empty
+from mergelab.plots.scores import board_bars
+from mergelab.scores.scoreboard import MERGED, REPAIRED, Board
+from mergelab.scores.scoring import mean_score
+from mergelab.step import Step, relayed
 
 LOOK = (
     "Exact match on held-out prompts that no model saw in training. Look at the gap between a merged bar and its "
-    "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm."
+    "expert's: that is what merging cost on this task. A merged bar below the base's means that merging did harm. "
+    "The thin lines are 95 % confidence intervals."
 )
 NOTHING = "Nothing is merged yet. Press **Merge**, below the recipe."
+UNSCORED = "Scores appear here after a merge of bundled experts."
 NOT_SCORED = "Scores are for bundled experts; ask this merge instead."
 # A tab that was never opened does not always open when it is told to, while the page draws something else.
 SHOW = """() => {
@@ -40,7 +45,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     history of the visit."""
     merged, past = gr.State(""), gr.State([])
     about = gr.Markdown(NOTHING, elem_id="merged-about")
-    bars = PlotlyPanel(plots.score_bars(()), label="Scores", elem_id="scores", height=320)
+    bars = PlotlyPanel(empty(UNSCORED), label="Scores", elem_id="scores", height=320)
     gr.Markdown(LOOK, elem_classes="ml-look")
     repaired_too = gr.Checkbox(
         False,
@@ -63,37 +68,31 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
-        kept, said_of_it = {merged: run.folder.parent.name, **told_of(run, [], data[past])}, {about: _about(run)}
-        scores: list[Score] = []
-        total = len(own_tasks(run.recipe))
+        kept, said_of_it = {merged: run.folder.parent.name, **told_of(run, None, data[past])}, {about: _about(run)}
+        can_score = bool(own_tasks(run.recipe))
         yield {tabs: gr.Tabs(selected="merge"), **said_of_it, **kept, **downloads(run)}
-        yield {bars: empty("Scoring the merge …" if total else NOT_SCORED)}
-        if total:
-            yield {form.status: running("Merged. Scoring", Step(0, total, "loading the models"))}
-        for score in lab.scores(run):
-            scores.append(score)
-            said = running("Merged. Scoring", Step(len(scores), total, score.task))
-            yield {form.status: said, bars: drawn(scores), history: kept[history]}  # again: its tab was new before
-        found: list[float] = []
-        for score, (expert, _) in zip(scores, own_tasks(run.recipe) if data[repaired_too] else ()):
-            yield {form.status: running("Repairing and scoring", Step(len(found), total, score.task))}
-            found.append(repair.repaired_score(run, expert.source))
-        lab.noted(run, scores, found)
+        yield {bars: empty("Scoring the merge …" if can_score else NOT_SCORED)}
+        board = yield from relayed(lab.scores(run), so_far)
+        yield {history: kept[history]}  # again: its tab was new before
+        if data[repaired_too]:
+            for score in repair.repaired_scores(run):
+                board = board.with_score(REPAIRED, score)
+                yield so_far(Step(len(board.of(REPAIRED)), len(board.tasks), f"repaired · {score.task}", board))
+        lab.noted(run, board)
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
             **said_of_it,
-            bars: drawn(scores, found) if scores else empty(NOT_SCORED),
-            **told_of(run, scores, data[past]),
+            **told_of(run, board if can_score else None, data[past]),
         }
 
-    def told_of(run: Run, scores: list[Score], before: list) -> dict[Any, Any]:
-        lines = [_line(run, scores), *before]
-        return {past: lines, history: lines}
+    def so_far(step: Step) -> dict[Any, Any]:
+        said = {form.status: running("Merged. Scoring", step)}
+        return said | {bars: board_bars(step.made)} if step.made else said
 
-    def drawn(scores: list[Score], repaired: list[float] | None = None) -> Figure:
-        rows = [(s.task, s.base, s.expert, s.merged) for s in scores]
-        return plots.score_bars([(*row, score) for row, score in zip(rows, repaired)] if repaired else rows)
+    def told_of(run: Run, board: Board | None, before: list) -> dict[Any, Any]:
+        lines = [_line(run, board), *before]
+        return {past: lines, history: lines}
 
     def downloads(run: Run) -> dict[Any, Any]:
         paths = sorted(str(path) for path in run.folder.iterdir())
@@ -134,12 +133,11 @@ def _about(run: Run) -> str:
     )
 
 
-def _line(run: Run, scores: list[Score]) -> list[Any]:
-    mean = f"{sum(score.merged for score in scores) / len(scores):.1%}" if scores else "–"
+def _line(run: Run, board: Board | None) -> list[Any]:
     return [
         METHODS[run.recipe.method].title,
         settings_in_words(run.recipe),
         ", ".join(run.recipe.names),
-        mean,
+        f"{mean_score(board.of(MERGED)).value:.1%}" if board else "–",
         run.sha256[:12],
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from mergelab.assets import ASSETS
 from mergelab.plots.parts import Figure, short_name
-from mergelab.plots.scores import score_bars
+from mergelab.plots.shapes import bars
 from mergelab.plots.spectra import fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import elsewhere
@@ -29,7 +29,7 @@ def document(report: Report) -> str:
     title = f"A merge of {counted(len(report.experts), 'expert')} by {recipe.method}"
     parts = [f"<h1>{_text(title)}</h1>", _list(_facts(recipe, report)), *_remarks(report)]
     if report.scores:
-        parts.append(_section("Scores", "Exact match on held-out prompts.", [("scores", score_bars(_rows(report)))]))
+        parts.append(_section("Scores", "Exact match on held-out prompts.", [("scores", _scores(report))]))
     if report.decomposed:
         parts += _pictures(report, eta)
         parts.append(f"<details><summary>All facts of all modules</summary>{_table(*report.table())}</details>")
@@ -79,11 +79,13 @@ def _remarks(report: Report) -> Iterable[str]:
         yield f"<ul>{''.join(f'<li>{_text(one)}</li>' for one in said)}</ul>"
 
 
-def _rows(report: Report) -> list[tuple]:
-    """The scores as `score_bars` takes them; without the repair where some task has none."""
+def _scores(report: Report) -> Figure:
+    """Its scores as bars; without the repair where some task has none."""
     whose = ["base", "expert", "merged", "repaired"]
     kept = [who for who in whose if all(who in found for found in report.scores.values())]
-    return [(task, *(found[who] for who in kept)) for task, found in report.scores.items()]
+    return bars(
+        list(report.scores), {who: [found[who] for found in report.scores.values()] for who in kept}, "exact match"
+    )
 
 
 def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> str:

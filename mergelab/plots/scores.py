@@ -17,7 +17,7 @@ from mergelab.plots.parts import (
     two_plots,
 )  # fmt: skip
 from mergelab.scores.knobs import EXPERTS, symbol
-from mergelab.scores.scoreboard import BASE, Board
+from mergelab.scores.scoreboard import BASE, MERGED, REPAIRED, Board
 from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
@@ -110,7 +110,7 @@ def _own(board: Board, task: str) -> Mean | None:
 
 
 def _colour(name: str, index: int) -> str:
-    fixed = {BASE: PALE, OWN: COLOURS[2], "merged": COLOURS[0], "A": COLOURS[0], "B": COLOURS[1]}
+    fixed = {BASE: PALE, OWN: COLOURS[2], MERGED: COLOURS[0], REPAIRED: COLOURS[4], "A": COLOURS[0], "B": COLOURS[1]}
     return fixed.get(name, COLOURS[(index + 2) % len(COLOURS)])
 
 
@@ -122,6 +122,10 @@ def _bars(name: str, groups: list[str], found: Sequence[Mean | None], colour: st
         "y": [mean and round(mean.value, 5) for mean in found],
         "error_y": _whiskers(found),
         "marker": {"color": colour},
+        "text": [_said(mean, exact) for mean in found],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
         "customdata": [_said(mean, exact, whole=True) for mean in found],
         "hovertemplate": f"%{{x}}, {name}: %{{customdata}}<extra></extra>",
     }
@@ -150,47 +154,12 @@ def _bar_layout(exact: bool) -> dict[str, Any]:
     y = {"tickformat": ".0%", "range": [0, 1.04]} if exact else {"type": "log", "title": {"text": "perplexity"}}
     return {
         "barmode": "group",
+        "uniformtext": {"minsize": 9, "mode": "hide"},  # where bars are too narrow for their numbers
         "margin": margin(top=40),
         "xaxis": {"automargin": True, "fixedrange": True, "type": "category"},
         "yaxis": y | {"automargin": True, "fixedrange": True},
         "legend": legend(),
     }
-
-
-def score_bars(rows: Sequence[tuple]) -> Figure:
-    """Exact match per task, each 0…1. rows: (task, base, expert, merged), or with the repaired merge at the end."""
-    if not rows:
-        return empty("Scores appear here after a merge of bundled experts.")
-    columns = list(zip(*rows))
-    kinds = (("base", PALE), ("its own expert", COLOURS[2]), ("merged", COLOURS[0]), ("repaired", COLOURS[4]))
-    traces = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": list(columns[0]),
-            "y": list(values),
-            "marker": {"color": colour},
-            "text": [f"{100 * value:.1f}" for value in values],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
-        }
-        for (name, colour), values in zip(kinds, columns[1:])
-    ]
-    layout = {
-        "barmode": "group",
-        "margin": margin(top=40),
-        "xaxis": {"automargin": True, "fixedrange": True},
-        "yaxis": {"tickformat": ".0%", "range": [0, 1.08], "automargin": True, "fixedrange": True},
-        "legend": {"orientation": "h", "y": 1.14, "x": 0},
-        "meta": {"alt": "; ".join(_told(*row) for row in rows), "across": "task"},
-    }
-    return {"data": traces, "layout": layout}
-
-
-def _told(task: str, *scores: float) -> str:
-    names = ("base", "expert", "merged", "repaired")
-    return f"{task}: " + ", ".join(f"{name} {score:.1%}" for name, score in zip(names, scores))
 
 
 def sweep_curves(report: SweepReport) -> Figure:

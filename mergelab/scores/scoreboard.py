@@ -12,7 +12,7 @@ from mergelab.scores.questions import Questions
 from mergelab.scores.scoring import TaskScore, mean_score, scored
 from mergelab.step import Step, relayed
 
-BASE = "base"
+BASE, MERGED, REPAIRED = "base", "merged", "repaired"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,20 @@ class Board:
     def merges(self) -> tuple[str, ...]:
         """The models that are neither the base nor an expert."""
         return tuple(name for name in self.models if name != BASE and name not in self.experts)
+
+    def with_score(self, model: str, score: TaskScore) -> "Board":
+        """The board with one more score, of a model that it may not have yet."""
+        models = self.models if model in self.models else (*self.models, model)
+        return replace(self, models=models, scores={**self.scores, (model, score.task): score})
+
+    def by_task(self) -> dict[str, dict[str, float]]:
+        """For a report: task -> the scores of the base, of the task's own expert and of the merges, by their names."""
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            whose = {BASE: BASE, "expert": self.master(task), **{name: name for name in self.merges}}
+            known = {who: self.scores.get((name or "", task)) for who, name in whose.items()}
+            found[task] = {who: score.value for who, score in known.items() if score}
+        return found
 
     def ranked(self) -> list[str]:
         """The merges that have passed every task, the best mean first."""
@@ -119,7 +133,7 @@ def scoreboard(
         score = known.get((model, asked))
         if score is None:
             score = yield from _passed(models[model](), asked, step)
-        board = replace(board, scores={**board.scores, (model, asked.task): score})
+        board = board.with_score(model, score)
         yield replace(step, done=done + 1, made=board)
     return board
 

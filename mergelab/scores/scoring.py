@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.maths.interval import Z, wilson
-from mergelab.model import Running
+from mergelab.model import Running, all_first_choice, laid_out, logits_before
 from mergelab.scores.questions import Questions
 
 ALPHA = 0.05  # a difference that luck makes less often than this is called one
@@ -174,33 +173,19 @@ def _batches(encoded: Sequence[Encoded], run: Running, most: int = 100) -> Itera
         start = stop
 
 
-@torch.no_grad()
 def _outcomes(model: Any, batch: Sequence[Encoded], questions: Questions) -> list[tuple[float, int]]:
     """For each question (1 or 0, 1), or (nats, tokens) of its answer. The answer is fed in: one forward pass tells.
 
-    Greedy decoding gives the answer exactly if each of its tokens is the model's first choice after those before it.
     The same text in other tokens than the tokenizer's own counts as wrong.
     """
-    ids, real, answer = _laid_out(batch)
-    logits = model(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device)).logits[:, :-1]
-    wanted, counted = ids[:, 1:].to(logits.device), answer[:, 1:]
+    ids, real, answer = laid_out(batch)
+    logits = logits_before(model, ids, real)
     if questions.measure == "exact match":
-        right = ((logits.argmax(-1) == wanted).cpu() | ~counted).all(1)
-        return [(float(yes), 1) for yes in right.tolist()]
+        return [(float(yes), 1) for yes in all_first_choice(logits, ids, answer).tolist()]
+    wanted, counted = ids[:, 1:].to(logits.device), answer[:, 1:]
     nats = -logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0].cpu().double()
     sums = torch.where(counted, nats, 0).sum(1)  # (question,)
     return [(nats, max(size, 1)) for nats, size in zip(sums.tolist(), counted.sum(1).tolist())]
-
-
-def _laid_out(batch: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids padded on the right; which are no padding; which belong to an answer. Each (question, token)."""
-    begin = torch.tensor([len(before) for before, _ in batch])[:, None]
-    end = begin + torch.tensor([len(after) for _, after in batch])[:, None]
-    place = torch.arange(int(end.max()))
-    ids = torch.zeros(len(batch), len(place), dtype=torch.long)
-    for row, (before, after) in zip(ids, batch):
-        row[: len(before) + len(after)] = torch.tensor([*before, *after])
-    return ids, place < end, (begin <= place) & (place < end)
 
 
 def _ratio(amounts: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:

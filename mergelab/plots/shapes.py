@@ -1,6 +1,6 @@
-"""Numbers -> the pictures of the lessons, as plain dicts: matrices, curves, bars.
+"""Numbers -> pictures of general shapes, as plain dicts: matrices, curves, bars.
 
-General shapes alone: what a picture means is said by the lesson that draws it.
+What a picture means is said by whoever draws it: the lessons, a report.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,8 @@ def bars(labels: Sequence[str], named: Curves, title: str, written: bool = True)
     layout = _layout(("", title)) | {"barmode": "group", "showlegend": len(named) > 1}
     layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
     layout["xaxis"] |= {"type": "category", "title": {"text": ""}}
-    layout["meta"] = {"half": True, "alt": f"Bars of {title}: {', '.join(named)}; {len(labels)} groups."}
+    said = [", ".join(f"{name} {y[i]:.1%}" for name, y in named.items()) for i in range(len(labels))]
+    layout["meta"] = {"half": True, "alt": "; ".join(f"{label}: {numbers}" for label, numbers in zip(labels, said))}
     return {"data": traces, "layout": layout}
 
 
