@@ -63,6 +63,14 @@ window.mergelab = (() => {
     if (place && place.textContent !== sentence) place.textContent = sentence
   }
 
+  // What was measured of a merge at one η is dimmed at another one, and says so.
+  function past(panel) {
+    const {measured, says} = (panel.figure && panel.figure.layout.meta) || {}, here = Math.round(eta)
+    const other = measured !== undefined && Math.round(measured) !== here
+    panel.host.classList.toggle('ml-past', other)
+    if (says) say(other ? `This was measured at η = ${measured} %: press Analyse to have it at ${here} %.` : says)
+  }
+
   // What η makes of a figure: `trace` of its first one, `layout`, and the sentence over it.
   const moved = {
     heat(follow, rank) {
@@ -86,6 +94,15 @@ window.mergelab = (() => {
         (own ? ` The η of ${own} of ${columns} modules is their own and does not follow the slider.` : '') +
         (follow.suggested && follow.suggested !== Math.round(eta) ? ` The spectra suggest η = ${follow.suggested}.` : '')}
     },
+    fact(follow, rank) {  // what η alone decides, but for the rank
+      const [rows, columns] = follow.shape, z = []
+      for (let r = 0; r < rows; r++)
+        z.push(Array.from({length: columns}, (_, c) => rank(follow.held && follow.held[c], r, c) * follow.step))
+      const all = z.flat(), most = Math.max(...all), shown = number => number.toFixed(2)
+      return {trace: {z, text: z.map(row => row.map(shown)), zmax: Math.max(most, follow.low + 0.01)}, layout: {}, says: follow.means &&
+        `${follow.fact}, at η = ${Math.round(eta)} %: ${shown(Math.min(...all))} to ${shown(most)}, ` +
+        `${shown(all.reduce((sum, one) => sum + one, 0) / all.length)} on average; ${follow.means}.`}
+    },
     cuts(follow, rank) {
       const line = css('--body-text-color'), shapes = []
       for (let r = 0; r < follow.shape[0]; r++) for (const axis of ['', '2'])
@@ -103,6 +120,7 @@ window.mergelab = (() => {
   }
 
   function follow(panel) {
+    past(panel)
     const now = panel.figure && panel.host.offsetParent !== null && atEta(panel.figure)
     if (!now) return
     if (now.trace.z) Plotly.restyle(panel.host, {...now.trace, z: [now.trace.z], text: [now.trace.text]}, [0])
@@ -139,7 +157,7 @@ window.mergelab = (() => {
       panel.host.on('plotly_click', ({points: [point]}) =>
         panel.trigger('select', {x: point.x, y: point.y, name: point.customdata || ''}))
     }
-    if (layout.meta && layout.meta.says) say(layout.meta.says)
+    past(panel)
     panel.host.dataset.draws = String(1 + Number(panel.host.dataset.draws || 0))
     if (now) told(panel, now)
     else if (panel.drawn) panel.drawn()

@@ -87,9 +87,32 @@ def test_cells_have_few_digits_and_the_same_number_of_decimals():
     assert plots._short(np.zeros((1, 1))) == [["0"]]
 
 
-def test_only_the_ranks_of_star_follow_eta(reports):
+@pytest.mark.parametrize("fact", ["rank kept, share", "gain", "energy kept"])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_what_eta_alone_decides_is_in_the_table_as_star_finds_it(trio, fact, rescale):
+    def drawn(eta):
+        report = finished(inspect(plan(recipe_of(*trio, method="star", settings={"eta": eta, "rescale": rescale}))))
+        return report, plots.fact_heatmap(report, fact, eta)
+
+    _, figure = drawn(40)
+    meta = figure["layout"]["meta"]["eta"]
+    table = np.frombuffer(base64.b64decode(meta["table"]), "<u2").reshape(meta["shape"]) * meta["step"]
+    for eta in (1, 40, 73, 100):
+        report, other = drawn(eta)
+        found = np.array([layer.facts[fact] for layer in report.decomposed]).T
+        assert np.allclose(table[:, :, eta], found, atol=0.6 * meta["step"])
+        assert np.allclose(other["data"][0]["z"], found, atol=0.6 * meta["step"]) and checked(other)
+
+
+def test_what_is_measured_of_a_merge_says_of_which_eta_it_is(reports):
+    meta = plots.fact_heatmap(reports["star"], "merged change", 40)["layout"]["meta"]
+    assert "eta" not in meta and meta["measured"] == 40
+    assert "measured" not in plots.fact_heatmap(reports["star"], "effective rank", 40)["layout"]["meta"]
+
+
+def test_only_what_star_decides_follows_eta(reports):
     report = reports["star"]
-    assert plots.follows_eta(report, "rank kept") and not plots.follows_eta(report, "gain")
+    assert plots.follows_eta(report, "rank kept") and not plots.follows_eta(report, "effective rank")
     other = replace(report, recipe=report.recipe | {"merge_method": "tsv_m"})
     assert "eta" not in plots.fact_heatmap(other, "rank kept", 40)["layout"]["meta"]
 

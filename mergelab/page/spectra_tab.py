@@ -20,7 +20,6 @@ from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
 from mergelab.plots import spectra as plots
 from mergelab.plots.parts import Figure, short_name
 from mergelab.recipes.recipe import Recipe
-from mergelab.recipes.varying import elsewhere
 from mergelab.report import Report
 from mergelab.scores.suggest import suggested_eta
 from mergelab.words import counted
@@ -43,7 +42,7 @@ class Spectra:
 def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
-    eta, first = _eta(start) or 40.0, start.decomposed[0].name
+    eta, first = plots.cut_at(start) or 40.0, start.decomposed[0].name
     shown, drawn = gr.State(Recipe.from_dict(start.recipe).hash), gr.State(plots.LIVE)  # the analysis, the fact of it
     with gr.Row():
         facts = gr.Dropdown(
@@ -99,8 +98,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     def module_figures(report: Report, name: str) -> dict[Any, Any]:
         has_joint = bool(report.decomposed) and "ownership" in plots.layer_named(report, name).curves
         return {
-            lines: plots.spectra(report, name, _eta(report)),
-            about_lines: words.look_spectra(_eta(report) is not None, plots.rescales(report)),
+            lines: plots.spectra(report, name, plots.cut_at(report)),
+            about_lines: words.look_spectra(plots.cut_at(report) is not None, plots.rescales(report)),
             about_joint: words.look_joint(report, name),
             joint_part: gr.update(visible=has_joint),
             joint: plots.joint_space(report, name) if has_joint else None,
@@ -132,7 +131,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
             about: words.about(report),
-            **heat_figure(report, fact, _eta(report) or 40.0),
+            **heat_figure(report, fact, plots.cut_at(report) or 40.0),
             **module_figures(report, module or ""),
             table: frame_of(report.table()),
             as_csv: csv,
@@ -175,7 +174,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 def _heat(report: Report, fact: str, eta: float) -> Figure:
     """The heatmap, with the η that the spectra suggest where it follows η."""
     figure = plots.fact_heatmap(report, fact, eta)
-    if follow := figure["layout"]["meta"].get("eta"):
+    if (follow := figure["layout"]["meta"].get("eta")) and follow["kind"] == "heat":
         follow["suggested"] = suggested_eta(report)
     return figure
 
@@ -184,12 +183,6 @@ def _report(lab: Lab, key: str) -> Report:
     if key not in lab.analyses:
         raise MergeError("That analysis is not kept any more. Press Analyse again.")
     return lab.analyses[key]
-
-
-def _eta(report: Report) -> float | None:
-    """Where the pictures cut: STAR's η; None under another method."""
-    eta = elsewhere(report.recipe["parameters"]["eta"]) if report.recipe["merge_method"] == "star" else None
-    return eta[0] if isinstance(eta, list) else eta
 
 
 def _modules(report: Report) -> list[tuple[str, str]]:

@@ -12,9 +12,8 @@ from typing import Any
 from mergelab.assets import ASSETS
 from mergelab.plots.parts import Figure, short_name
 from mergelab.plots.shapes import bars
-from mergelab.plots.spectra import fact_heatmap, joint_space, spectra
+from mergelab.plots.spectra import cut_at, fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
-from mergelab.recipes.varying import elsewhere
 from mergelab.report import FACTS, Report
 from mergelab.words import counted
 
@@ -25,11 +24,11 @@ _MOST_FACTS, _MOST_MODULES = 5, 8  # that are drawn; the table has them all
 
 def document(report: Report) -> str:
     """The page as text: about 1.6 MB, nearly all of it plotly.js."""
-    recipe, eta = Recipe.from_dict(report.recipe), _eta(report)
+    recipe, eta = Recipe.from_dict(report.recipe), cut_at(report)
     title = f"A merge of {counted(len(report.experts), 'expert')} by {recipe.method}"
     parts = [f"<h1>{_text(title)}</h1>", _list(_facts(recipe, report)), *_remarks(report)]
     if report.scores:
-        parts.append(_section("Scores", "Exact match on held-out prompts.", [("scores", _scores(report))]))
+        parts.append(_section("Scores", _about_scores(eta), [("scores", _scores(report))]))
     if report.decomposed:
         parts += _pictures(report, eta)
         parts.append(f"<details><summary>All facts of all modules</summary>{_table(*report.table())}</details>")
@@ -79,6 +78,11 @@ def _remarks(report: Report) -> Iterable[str]:
         yield f"<ul>{''.join(f'<li>{_text(one)}</li>' for one in said)}</ul>"
 
 
+def _about_scores(eta: float | None) -> str:
+    made = f" Of the merge as it was made, at η = {eta:g} %: the slider does not move them." if eta else ""
+    return f"Exact match on held-out prompts.{made}"
+
+
 def _scores(report: Report) -> Figure:
     """Its scores as bars; without the repair where some task has none."""
     whose = ["base", "expert", "merged", "repaired"]
@@ -96,6 +100,8 @@ def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> s
 def _figure(key: str, figure: Figure) -> str:
     layout = figure["layout"]
     silent = {key: value for key, value in layout["meta"].items() if key != "says"}  # a section says it here
+    if "eta" in silent:
+        silent["eta"] = {key: value for key, value in silent["eta"].items() if key != "means"}
     safe = json.dumps(figure | {"layout": layout | {"meta": silent}}, ensure_ascii=False).replace("<", "\\u003c")
     module = layout.get("uirevision")
     caption = f"<figcaption>{_text(module)}</figcaption>" if module else ""
@@ -144,9 +150,3 @@ def _asset(name: str) -> str:
 
 def _text(value: Any) -> str:
     return html.escape(str(value))
-
-
-def _eta(report: Report) -> float | None:
-    """STAR's η where no filter is; None under another method."""
-    eta = elsewhere(report.recipe["parameters"]["eta"]) if report.recipe["merge_method"] == "star" else None
-    return eta[0] if isinstance(eta, list) else eta

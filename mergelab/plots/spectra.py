@@ -34,7 +34,8 @@ from mergelab.recipes.varying import depths, elsewhere, value_at
 from mergelab.report import FACTS, LayerReport, Report
 from mergelab.words import counted
 
-LIVE = "rank kept"  # the fact that follows η in the browser
+LIVE = "rank kept"  # the fact that the page opens with
+OF_THE_MERGE = ("merged change", "cosine to the average", "merged rounding error")  # they are of one η
 GRID = np.arange(101) / 100  # shares of the nuclear norm: η in whole percent
 EVEN, LEAST_RANGE = 0.03, 0.15  # shares of the largest number: what looks even, and how far the colours reach at least
 _MOST_LABELS = 36  # of one axis
@@ -43,26 +44,36 @@ _MOST_LABELS = 36  # of one axis
 def fact_heatmap(report: Report, fact: str, eta: float) -> Figure:
     """One number per module and expert: the modules in the model's order from left to right, a row per expert.
 
-    LIVE follows η in the browser: the colour is the share of all directions, the number in a cell is the rank.
+    What STAR decides by η alone follows it in the browser; what was measured of a merge says of which one it was.
     """
     layers = report.decomposed
     if not layers:
         return empty("No tensor of this model is decomposed.")
     fact = fact if fact in report.facts else report.facts[0]  # a name may come from a browser
     if follows_eta(report, fact):
-        return _rank_heatmap(report, eta)
+        return _rank_heatmap(report, eta) if fact == LIVE else _following_heatmap(report, fact, eta)
     z = _cells(report, fact)
     rows = report.experts if len(z) == len(report.experts) else ("all experts",)
     figure = _heat(layers, rows, z, _short(z), f"{fact}: %{{z:.4g}}")
     figure["data"][0] |= dict(zip(("zmin", "zmax"), _colour_range(z)))
     alt = f"Heatmap of {fact}: {len(layers)} modules from left to right, {len(rows)} rows."
     figure["layout"]["meta"] = {"alt": alt, "across": "module", "says": f"{fact}: {FACTS.get(fact, fact)}."}
+    if fact in OF_THE_MERGE and (measured := cut_at(report)) is not None:
+        figure["layout"]["meta"]["measured"] = measured
     return figure
+
+
+def cut_at(report: Report) -> float | None:
+    """STAR's η where no filter is: where the pictures cut; None under another method."""
+    if report.recipe.get("merge_method") != "star":
+        return None
+    eta = elsewhere(report.recipe["parameters"]["eta"])
+    return eta[0] if isinstance(eta, list) else eta
 
 
 def follows_eta(report: Report, fact: str) -> bool:
     """Whether a fact's heatmap follows η in the browser: other methods than STAR keep ranks of their own."""
-    return fact == LIVE and report.recipe.get("merge_method") == "star"
+    return fact in _FOLLOWING and report.recipe.get("merge_method") == "star"
 
 
 def is_even(report: Report, fact: str) -> bool:
@@ -85,30 +96,70 @@ def _colour_range(z: np.ndarray) -> tuple[float, float]:
 
 
 def _rank_heatmap(report: Report, eta: float) -> Figure:
-    layers = report.decomposed
-    table = np.stack([_rank_table(layer) for layer in layers], axis=1)  # (expert, module, η)
+    layers, table, held = report.decomposed, _ranks(report), own_etas(report)
     full = np.array([layer.full_rank for layer in layers])
-    held = own_etas(report)
-    ranks = np.stack([table[:, i, round(eta if own is None else own)] for i, own in enumerate(held)], axis=1)
+    ranks = _at(table, held, eta)
     z = ranks / full
     figure = _heat(layers, report.experts, z, ranks.astype(str).tolist(), "directions kept: %{text} (%{z:.0%})")
     figure["data"][0] |= {"zmin": 0, "zmax": float(z.max()) or 1.0}  # the slider moves it with what is drawn
     figure["data"][0]["colorbar"] |= {"tickformat": ".0%", "title": {"text": "share kept", "side": "right"}}
     size = f"{counted(len(layers), 'module')}, {counted(len(report.experts), 'expert')}"
+    follow = {"kind": "heat", "shape": table.shape, "table": _u16(table), "full": full.tolist(), "held": held}
+    follow["gain"] = _mean_gains(layers, table, held) if rescales(report) else None
     alt = f"Heatmap of the share of singular directions kept: {size}."
-    figure["layout"]["meta"] = {
-        "alt": alt,
-        "across": "module",
-        "eta": {
-            "kind": "heat",
-            "shape": table.shape,
-            "table": _u16(table),
-            "full": full.tolist(),
-            "held": held,
-            "gain": _mean_gains(layers, table, held) if rescales(report) else None,
-        },
-    }
+    figure["layout"]["meta"] = {"alt": alt, "across": "module", "eta": follow}
     return figure
+
+
+def _following_heatmap(report: Report, fact: str, eta: float) -> Figure:
+    """Another fact that η alone decides. The table holds it in steps of a hundredth, or of 1/10000 if it is a share."""
+    layers, held, step = report.decomposed, own_etas(report), 0.01 if fact == "gain" else 1e-4
+    ranks, low = _ranks(report), 1.0 if fact == "gain" else 0.0
+    facts = [[_FOLLOWING[fact](layer, i, ranks[i, m]) for m, layer in enumerate(layers)] for i in range(len(ranks))]
+    table = np.minimum(np.round(np.array(facts) / step), 65535).astype("<u2")
+    if fact == "gain" and not rescales(report):
+        table[:] = round(1 / step)
+    z = _at(table, held, eta) * step
+    figure = _heat(layers, report.experts, z, [[f"{v:.2f}" for v in row] for row in z], f"{fact}: %{{z:.4g}}")
+    figure["data"][0] |= {"zmin": low, "zmax": max(float(z.max()), low + 0.01)}
+    follow = {"kind": "fact", "shape": table.shape, "table": _u16(table), "held": held, "step": step, "low": low}
+    alt = f"Heatmap of {fact}: {len(layers)} modules from left to right, {len(report.experts)} rows."
+    said = follow | {"fact": fact, "means": FACTS[fact]}
+    figure["layout"]["meta"] = {"alt": alt, "across": "module", "eta": said}
+    return figure
+
+
+def _ranks(report: Report) -> np.ndarray:
+    """The rank that STAR keeps at each η in whole percent. (expert, module, 101)"""
+    return np.stack([_rank_table(layer) for layer in report.decomposed], axis=1)
+
+
+def _at(table: np.ndarray, held: Sequence[float | None], eta: float) -> np.ndarray:
+    """A table at one η, or at the module's own. (expert, module)"""
+    return np.stack([table[:, i, round(eta if own is None else own)] for i, own in enumerate(held)], axis=1)
+
+
+def _share_kept(layer: LayerReport, expert: int, ranks: np.ndarray) -> np.ndarray:
+    return ranks / layer.full_rank
+
+
+def _gain(layer: LayerReport, expert: int, ranks: np.ndarray) -> np.ndarray:
+    return 1 / _share_of_sum(np.array(layer.curves["singular_values"][expert], dtype=float), ranks)
+
+
+def _energy_kept(layer: LayerReport, expert: int, ranks: np.ndarray) -> np.ndarray:
+    return _share_of_sum(np.array(layer.curves["singular_values"][expert], dtype=float) ** 2, ranks)
+
+
+def _share_of_sum(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The leading so many values' share of their sum, 1 where there are none. (101,)"""
+    if not len(values):
+        return np.ones(len(ranks))
+    mass = values.cumsum()
+    return mass[np.maximum(ranks.astype(int), 1) - 1] / mass[-1]
+
+
+_FOLLOWING = {LIVE: None, "rank kept, share": _share_kept, "gain": _gain, "energy kept": _energy_kept}
 
 
 def rescales(report: Report) -> bool:
@@ -122,11 +173,10 @@ def _mean_gains(layers: Sequence[LayerReport], table: np.ndarray, held: Sequence
     table: the ranks that it keeps, (expert, module, 101).
     """
     found = []
-    for i, (layer, own) in enumerate(zip(layers, held)):
-        for values, ranks in zip(layer.curves["singular_values"], table[:, i]):
+    for m, (layer, own) in enumerate(zip(layers, held)):
+        for i, values in enumerate(layer.curves["singular_values"]):
             if len(values):
-                mass = np.cumsum(np.array(values, dtype=float))
-                gains = mass[-1] / mass[np.maximum(ranks.astype(int), 1) - 1]
+                gains = _gain(layer, i, table[i, m])
                 found.append(gains if own is None else np.full(len(GRID), gains[round(own)]))
     return [round(float(gain), 3) for gain in np.mean(found, axis=0)] if found else [1.0] * len(GRID)
 
@@ -167,15 +217,16 @@ def _heat(layers: Sequence[LayerReport], rows: Sequence[str], z: np.ndarray, tex
 def spectra(report: Report, module: str, eta: float | None) -> Figure:
     """Left: one module's singular values, expert by expert, and of the merge. Right: how their sum builds up.
 
-    eta: draws where STAR cuts at that share of the nuclear norm (percent); None draws no cut.
+    eta: draws where STAR cuts at that share of the nuclear norm (percent), or at the module's own; None draws no cut.
     """
     layer = layer_named(report, module)
+    held = own_etas(report)[report.decomposed.index(layer)] if eta is not None else None
     curves = [np.array(values, dtype=float) for values in layer.curves.get("singular_values", ())]
     traces: list[dict] = []
     for name, colour, values in zip(report.experts, colours(len(curves)), curves):
         traces += paired_curves(name, values, {"color": colour, "width": 2})
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
-    title = "merged" if eta is None else f"merged at η = {eta:g}"
+    title = "merged" if eta is None else f"merged at η = {eta if held is None else held:g}"
     traces += paired_curves(title, merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
     layout = two_plots(SIGMA, NUCLEAR)
     layout["uirevision"] = module
@@ -184,7 +235,7 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
         "alt": f"Singular values of {module} for {counted(len(curves), 'expert')}, and their running sum.",
     }
     if eta is not None:
-        table, held = _rank_table(layer), own_etas(report)[report.decomposed.index(layer)]
+        table = _rank_table(layer)
         followed = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "held": held}
         layout["meta"]["eta"] = followed | {"colours": colours(len(curves))}
     return {"data": traces, "layout": layout}
