@@ -2,7 +2,7 @@
 // A figure says in layout.meta.eta how it follows η; see mergelab/plots/, which makes the figures.
 window.mergelab = (() => {
   const panels = new Set()
-  let eta = 40, pending = false
+  let eta = 40, pending = false, opened = null  // opened: the module whose spectra are drawn
 
   const css = name => getComputedStyle(document.body).getPropertyValue(name).trim()
 
@@ -31,16 +31,17 @@ window.mergelab = (() => {
     const narrow = panel.host.offsetWidth > 0 && panel.host.offsetWidth < 600, pair = layout.meta && layout.meta.pair
     panel.host.style.height = narrow && (pair || layout.meta && layout.meta.tall) ? `${layout.meta.tall || 620}px` : panel.height
     if (layout.meta && layout.meta.half) return {data, layout}  // half: made to stand beside another
-    if (!narrow) return {layout, data: layout.meta && layout.meta.texts ? data : data.map(trace => legible(trace, panel.host.offsetWidth))}
+    const texts = layout.meta && layout.meta.texts  // a table: its texts are the point
+    if (texts) data = data.map(trace => ({...trace, textfont: {...trace.textfont, color: css('--body-text-color')}}))
+    if (!narrow) return {layout, data: texts ? data : data.map(trace => legible(trace, panel.host.offsetWidth))}
     if (pair) return {data, layout: {...layout,
       xaxis: {...layout.xaxis, domain: [0, 1], title: undefined}, yaxis: {...layout.yaxis, domain: [0.56, 1]},
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
-    const texts = layout.meta && layout.meta.texts  // a table: its texts are the point
     return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
       ...(texts ? {yaxis: {...layout.yaxis, tickfont: {size: 9}}} : {}),
       legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
       data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
-        {...trace, showscale: false, ...(texts ? {textfont: {size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}
+        {...trace, showscale: false, ...(texts ? {textfont: {...trace.textfont, size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}
   }
 
   function ranksOf(figure) {  // the table as (rows, 101) numbers, decoded once per figure
@@ -61,6 +62,15 @@ window.mergelab = (() => {
   function say(sentence) {
     const place = document.getElementById('readout')
     if (place && place.textContent !== sentence) place.textContent = sentence
+  }
+
+  // The column of the module that is open, framed.
+  function frame({figure, host}) {
+    const trace = figure && figure.data[0]
+    if (!trace || trace.type !== 'heatmap' || figure.layout.meta.across !== 'module' || !host.isConnected) return
+    const at = trace.customdata[0].indexOf(opened), line = {color: css('--body-text-color'), width: 2}
+    const edge = {type: 'rect', xref: 'x', yref: 'paper', x0: at - 0.5, x1: at + 0.5, y0: 0, y1: 1, line}
+    Plotly.relayout(host, {shapes: at < 0 ? [] : [edge]})
   }
 
   // What was measured of a merge at one η is dimmed at another one, and says so.
@@ -161,6 +171,8 @@ window.mergelab = (() => {
     panel.host.dataset.draws = String(1 + Number(panel.host.dataset.draws || 0))
     if (now) told(panel, now)
     else if (panel.drawn) panel.drawn()
+    const module = layout.meta && layout.meta.module
+    if (module) { opened = module; panels.forEach(frame) } else frame(panel)
   }
 
   function mount({element, props, trigger, watch, key}) {
@@ -199,7 +211,8 @@ window.mergelab = (() => {
     panels.forEach(panel => {
       if (!panel.figure || !panel.host.isConnected) return
       if (panel.host.offsetParent === null) panel.width = 0  // to be drawn anew where it is seen
-      else Plotly.relayout(panel.host, themed(panel.host.layout)).then(() => follow(panel))
+      else if (panel.figure.layout.meta && panel.figure.layout.meta.texts) draw(panel, JSON.stringify(panel.figure))
+      else Plotly.relayout(panel.host, themed(panel.host.layout)).then(() => follow(panel)).then(() => frame(panel))
     })
   }).observe(document.body || document.documentElement, {attributes: true, attributeFilter: ['class']})
 

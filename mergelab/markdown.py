@@ -11,9 +11,23 @@ def plain(text: str) -> str:
     return " ".join(str(text).split()).replace("<", "&lt;").replace("[", "&#91;")
 
 
-def escaped(text: str) -> str:
-    """A paragraph with every sign as it stands: none of them makes a list, a formula, a table or an emphasis."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~-])", r"\\\1", " ".join(str(text).split()))
+def formula(text: str) -> str:
+    """A paragraph with formulas in it: what follows a `_` is set low, what stands in backticks is code.
+
+    Every other sign stands as it is: none of them makes a list, a table or an emphasis.
+    """
+    parts = " ".join(str(text).split()).split("`")
+    return "".join(code(part) if i % 2 else _lowered(part) for i, part in enumerate(parts))
+
+
+def _lowered(text: str) -> str:
+    pieces = re.split(r"_(?:\{([^{}]*)\}|([0-9A-Za-zα-ω]+))", text)  # what is not low, then one of two that are
+    low = [f"<sub>{_marked(one or other)}</sub>" for one, other in zip(pieces[1::3], pieces[2::3])]
+    return "".join(_marked(plain) + end for plain, end in zip(pieces[::3], [*low, ""]))
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~-])", r"\\\1", text)
 
 
 def code(text: str) -> str:

@@ -183,7 +183,6 @@ def test_the_merged_model_is_scored_hashed_and_answers_what_its_experts_could(pa
     expect(page.locator("#ask-status")).to_contain_text("morse is not part of this merge")
     page.locator("#bundled-prompts").get_by_text("english: 675 =").click()
     expect(page.locator("#expert input")).to_have_value("numbers/english")
-    page.click("#ask")
     expect(page.locator("#ask-status")).to_contain_text("Right answer: six hundred and seventy-five")
     expect(page.locator("#answer-merged")).to_contain_text("Merged: STAR · right")
     expect(page.locator("#answer-merged textarea")).to_have_value("six hundred and seventy-five")

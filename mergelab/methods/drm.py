@@ -84,7 +84,7 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
         "nuclear norm cut": float(1 - values.sum() / joint.spectrum.sum()) if len(values) else 0.0,
     }
     ownership = (lengths.square() * live).squeeze(2)
-    curves = {"joint_singular_values": values, "ownership": ownership}
+    curves = {"joint_singular_values": joint.spectrum, "ownership": ownership}
     counts = {"sign conflicts": opposed}
     return Merged(delta.T if transposed else delta, facts, curves, (joint.road,), counts)
 

@@ -31,10 +31,15 @@ from mergelab.page.repair_tab import draw_repair_tab
 from mergelab.page.scores_tab import draw_scores_tab
 from mergelab.page.spectra_tab import draw_spectra_tab
 from mergelab.page.sweep_tab import draw_sweep_tab
+from mergelab.page.telling import AT_ONCE
 from mergelab.page.visitors import watch_visitors
 
 TITLE = "mergelab"
-LINE = "Pick experts fine-tuned from one base, see what a merge keeps of each, make it, and ask it something."
+LINE = (
+    "See what a merge of fine-tuned models keeps of each of them, before you make it. The models that are open are "
+    "tiny: each was taught one way to write numbers.\n\n"
+    "**1** Drag **η** · **2** Press **Merge** · **3** Ask it in **Try prompts**"
+)
 
 
 def build(lab: Lab) -> gr.Blocks:
@@ -45,7 +50,9 @@ def build(lab: Lab) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=stale) as page:
         endpoints.publish(lab, repair)  # first: an endpoint's name is its own
         watch_visitors(lab, page)
-        gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
+        with gr.Row(elem_id="top"):
+            gr.Markdown(f"# {TITLE}\n{LINE}", elem_id="head")
+            learn = gr.Button("New here? Learn it step by step", size="sm", scale=0, min_width=220, elem_id="to-learn")
         with gr.Row(elem_id="bench"):
             with gr.Column(scale=1, min_width=300, elem_id="side"):
                 form = draw_form(lab)
@@ -66,6 +73,7 @@ def build(lab: Lab) -> gr.Blocks:
                     draw_prompt_tab(lab, repair, form, merged, lines)
                 with gr.Tab("Learn", id="learn"):
                     step = draw_learn_tab(form, tabs, spectra)
+        learn.click(lambda: gr.Tabs(selected="learn"), None, tabs, **AT_ONCE)
         draw_link(lab, form, tabs, spectra, {"step": step})
     return page
 
@@ -102,4 +110,5 @@ def _theme() -> gr.themes.Base:
     readable = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     readable |= {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
     button = {f"button_primary_background_fill{state}": "*primary_600" for state in ("", "_dark")}
-    return theme.set(**readable, **button)
+    boxes = {"checkbox_border_color_dark": "*neutral_500", "slider_color_dark": "*primary_500"}
+    return theme.set(**readable, **button, **boxes)

@@ -19,7 +19,7 @@ from mergelab.page.report_buttons import draw_report
 from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
 from mergelab.plots.parts import empty
 from mergelab.plots.scores import board_bars
-from mergelab.scores.scoreboard import MERGED, REPAIRED, Board
+from mergelab.scores.scoreboard import BASE, MERGED, REPAIRED, Board
 from mergelab.scores.scoring import mean_score
 from mergelab.step import Step, relayed
 
@@ -35,7 +35,8 @@ NOT_SCORED = "Scores are for bundled experts; ask this merge instead."
 SHOW = """() => {
   if (!document.getElementById('merged-about'))
     [...document.querySelectorAll('#bench [role=tab]')].find(tab => tab.textContent.trim() === 'Merge').click()
-  if (innerWidth < 900) document.querySelector('#bench .tabs').scrollIntoView({behavior: 'smooth'})
+  const tabs = document.querySelector('#bench .tabs')
+  if (innerWidth < 900 || tabs.getBoundingClientRect().top < 0) tabs.scrollIntoView({behavior: 'smooth'})
 }"""
 HISTORY = ["method", "settings", "experts", "mean exact match", "sha256"]
 
@@ -82,7 +83,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            **said_of_it,
+            about: _about(run, board if can_score else None),
             **told_of(run, board if can_score else None, data[past]),
         }
 
@@ -121,16 +122,23 @@ def described(run: Run) -> str:
     return f"{title} ({plain(settings_in_words(run.recipe))}) of {plain(', '.join(run.recipe.names))}"
 
 
-def _about(run: Run) -> str:
-    report = run.report
+def _about(run: Run, board: Board | None = None) -> str:
+    report, scored = run.report, f"{_verdict(board)}\n\n" if board else ""
     skipped = "".join(f"\n- not merged: {code(name)}: {plain(why)}" for name, why in report.skipped.items())
     equal = sum(bool(layer.equal_to_base) for layer in report.layers)
     same = f" In {equal} tensors some expert equals the base." if equal else ""
-    return (
-        f"## {described(run)}\n{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}, "
-        f"peak memory {report.peak_memory_mb:.0f} MB.{same} What *Try prompts* asks is this very file, "
-        f"sha256 `{run.sha256}`.{skipped}"
-    )
+    made = f"{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}.{same}"
+    return f"## {described(run)}\n{scored}{made} The file's sha256 is `{run.sha256}`.{skipped}"
+
+
+def _verdict(board: Board) -> str:
+    """What the merge gets right, beside what its experts and the base do."""
+    masters = [board.scores[board.master(task) or "", task] for task in board.tasks]
+    merge, experts, base = map(mean_score, (board.of(MERGED), masters, board.of(BASE)))
+    count = sum(len(score.amounts) for score in board.of(MERGED))
+    sure = f"(95 %: {merge.low:.1%} to {merge.high:.1%})"
+    beside = f"its experts, each on its own task, {experts.value:.1%}; the base {base.value:.1%}"
+    return f"**Of {count} prompts the merge answers {merge.value:.1%} right** {sure}; {beside}. *Try prompts* asks it."
 
 
 def _line(run: Run, board: Board | None) -> list[Any]:

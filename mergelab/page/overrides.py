@@ -11,24 +11,30 @@ from mergelab.method import METHODS
 from mergelab.page.filters import parsed, parts_of, place_of
 from mergelab.page.form import Form
 from mergelab.page.telling import AT_ONCE, told
+from mergelab.recipes.varying import shown
 
 
 def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
     """A row under the heatmap: a setting and a value for the module that is chosen there, its kind, or its layer."""
     title = "Give this module, its kind or its layer a setting of its own"
     with gr.Accordion(title, open=False), gr.Row(elem_id="override"):
-        names = [setting.name for setting in METHODS[form.method.value].settings]
-        setting = gr.Dropdown(names, value=names[0], label="Set", scale=1, min_width=110, elem_id="override-setting")
-        value = gr.Textbox("60", label="to", scale=1, min_width=70, elem_id="override-value")
+        starting = METHODS[form.method.value].starting()
+        first = next(iter(starting))
+        setting = gr.Dropdown([*starting], value=first, label="Set", scale=1, min_width=110, elem_id="override-setting")
+        value = gr.Textbox(shown(starting[first]), label="to", scale=1, min_width=70, elem_id="override-value")
         words = {"module": "for this module", "kind": "for all of its kind", "layer": "for its layer"}
         buttons = {
             scope: gr.Button(text, size="sm", min_width=110, elem_id=f"override-{scope}")
             for scope, text in words.items()
         }
 
-    def knobs(method: str) -> Any:
-        names = [s.name for s in METHODS[method].settings]
-        return gr.update(choices=names, value=names[0] if names else None)
+    def knobs(method: str) -> tuple[Any, str]:
+        starting = METHODS[method].starting()
+        first = next(iter(starting), None)
+        return gr.update(choices=[*starting], value=first), shown(starting[first]) if starting else ""
+
+    def starting_value(method: str, name: str) -> str:
+        return shown(METHODS[method].starting().get(name, ""))
 
     def added(scope: str) -> Any:
         def more(method: str, module: str, name: str, text: str, lines: list[str]) -> list[str]:
@@ -38,6 +44,7 @@ def draw_overrides(form: Form, modules: gr.Dropdown) -> None:
 
         return told(more)
 
-    form.method.change(knobs, form.method, setting, **AT_ONCE)
+    form.method.change(knobs, form.method, [setting, value], **AT_ONCE)
+    setting.input(starting_value, [form.method, setting], value, **AT_ONCE)
     for scope, button in buttons.items():
         button.click(added(scope), [form.method, modules, setting, value, form.overrides], form.overrides, **AT_ONCE)

@@ -55,7 +55,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         task = gr.Dropdown(
             [UNREPAIRED, *form.experts.value],
             value=UNREPAIRED,
-            label="Repaired for the task of",
+            label="Repaired for",
             scale=1,
             min_width=160,
             elem_id="repaired-for",
@@ -64,7 +64,7 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     bundled_ones = gr.Dataset(
         components=[prompt],
         samples=[[example] for example in EXAMPLES],
-        label="Held-out prompts of the bundled tasks, each for its own expert",
+        label="Or click one of these: held-out prompts of the bundled tasks, each for its own expert",
         elem_id="bundled-prompts",
     )
     with gr.Row(elem_id="answers"):
@@ -110,19 +110,20 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
             patch = repair.patch(run, data[task], lines_in(data[lines]))
             for said[of_repaired] in repair.repaired_answer(run, patch, data[prompt], **settings):
                 yield {of_repaired: said[of_repaired]}
-        _, right = right_answers().get(data[prompt].strip(), ("", ""))
+        skill, right = right_answers().get(data[prompt].strip(), ("", ""))
         if right:
             yield {box: gr.update(label=f"{titles[box]} · {judged(text, right)}") for box, text in said.items()}
-        words = [f"Answered by {counted(steps, 'model')}.", *([f"Right answer: {right}"] if right else [])]
+        words = [f"Answered by {counted(steps, 'model')}.", *([f"Right answer: {right}."] if right else [])]
+        sources = [one.source for one in run.recipe.experts] if run else []
+        if right and run and experts_by_task(sources)[skill] not in sources:
+            words.append(f"{skill} is not part of this merge: its expert was left out.")
         yield {verb.status: saying(" ".join(words if run else [NOTHING, *words]), "good" if run else "")}
 
     def picked(sample: list[str], base: str, experts: list[str]) -> dict[Any, Any]:
         """A bundled prompt and its own expert, which is not always one of the merge."""
-        task, _ = right_answers()[sample[0]]
-        found = experts_by_task(experts or [])[task]
-        said = OPENING if found in (experts or []) else f"{task} is not part of this merge: its expert was left out."
-        shown = {expert: found} if base == FAMILY else {}
-        return {prompt: sample[0], verb.status: saying(said), **shown}
+        skill, _ = right_answers()[sample[0]]
+        shown = {expert: experts_by_task(experts or [])[skill]} if base == FAMILY else {}
+        return {prompt: sample[0], **shown}
 
     def about(key: str) -> str:
         if not key:
@@ -140,17 +141,12 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         )
 
     given = {prompt, expert, task, merged, lines, form.base, tokens, heat, seed}
-    asked = gr.on(
-        [verb.go.click, prompt.submit],
-        answers,
-        given,
-        [verb.status, of_base, of_expert, of_merged, of_repaired],
-        trigger_mode="once",
-        **AT_ONCE,
-    )
-    verb.governs([asked])
+    outputs = [verb.status, of_base, of_expert, of_merged, of_repaired]
+    asked = gr.on([verb.go.click, prompt.submit], answers, given, outputs, trigger_mode="once", **AT_ONCE)
+    chip = [bundled_ones, form.base, form.experts]
+    taken = bundled_ones.click(told(picked), chip, [prompt, expert], **AT_ONCE)
+    verb.governs([asked, taken.success(answers, given, outputs, **AT_ONCE)])
     merged.change(told(about), merged, which, **AT_ONCE)
-    bundled_ones.click(told(picked), [bundled_ones, form.base, form.experts], [prompt, expert, verb.status], **AT_ONCE)
     chosen = [expert, task]
     form.picked.click(choices, [form.base, form.experts, *chosen], chosen, trigger_mode="always_last", **AT_ONCE)
 

@@ -19,7 +19,7 @@ from mergelab.repair.stories import ALIGN, FORM, STORIES
 from mergelab.step import relayed
 
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]
-TARGETS = [("TACT: each task's own expert", "task"), ("REPAIR: the mean of all experts", "mean")]
+TARGETS = [("its own expert (TACT)", "task"), ("the experts' mean (REPAIR)", "mean")]
 WHOSE = [("before repair", "merged"), ("after", "repaired")]
 FILES = ("All of it (JSON)", "Scores (CSV)", "Sites (CSV)")
 

@@ -112,13 +112,15 @@ def _exactness(report: RepairReport) -> str:
 def _honest(outcome: Outcome) -> str:
     told, base = [], outcome.trial["recipe"]["base_model"]
     for kind, sentence in (
-        ("base, repaired", f"{plain(base)} alone with the same repair for the other task"),
-        (f"{plots.PLAIN}, repaired", "repair without alignment"),
-        ("without the expert, repaired", "the merge without the task's expert, repaired"),
+        ("base, repaired", f"the unmerged base ({plain(base)})"),
+        (f"{plots.PLAIN}, repaired", "the plain average, not aligned,"),
+        ("without the expert, repaired", "the merge without the task's expert"),
     ):
         shares = [f"{r.scores[kind]:.0%} ({plain(r.task)})" for r in outcome.reports if kind in r.scores]
-        told += [f"{sentence} {', '.join(shares)}"] if shares else []
-    return f"- **To be fair**: a repair carries knowledge of the task by itself: {'; '.join(told)}." if told else ""
+        told += [f"{sentence} comes to {', '.join(shares)}"] if shares else []
+    if not told:
+        return ""
+    return f"- **How much is the repair's alone?** With it, {'; '.join(told)}. What lies above that is the merge's own."
 
 
 def _tested(outcome: Outcome) -> str:

@@ -89,12 +89,18 @@ def draw_scores_tab(lab: Lab, form: Form, tab: gr.Tab) -> Asked:
 
 def _merged(lab: Lab, recipe: Recipe, methods: list[str]) -> Generator[Step, None, dict[str, Path]]:
     """The folder of the recipe's merge and of the other methods', by title; merged now if they are not kept."""
-    recipes = {METHODS[recipe.method].title: recipe}
-    recipes |= {METHODS[name].title: by_method(recipe, name) for name in methods if name != recipe.method}
     folders = {}
-    for title, wanted in recipes.items():
+    for title, wanted in _recipes(recipe, methods).items():
         folders[title] = (yield from lab.merged(wanted)).folder
     return folders
+
+
+def _recipes(recipe: Recipe, methods: list[str]) -> dict[str, Recipe]:
+    """What is scored, by title: the recipe, and the other methods; its own method, too, where it has other settings."""
+    title, others = METHODS[recipe.method].title, {METHODS[name].title: by_method(recipe, name) for name in methods}
+    if others.get(title, recipe) == recipe:
+        return {title: recipe} | others
+    return {f"{title}, as in the form": recipe} | others
 
 
 def _methods(board: Board) -> list[str]:

@@ -51,7 +51,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             label="Show",
             allow_custom_value=True,
             scale=1,
-            min_width=180,
+            min_width=130,
             elem_id="fact",
         )
         modules = gr.Dropdown(
@@ -60,7 +60,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
             label="Module",
             allow_custom_value=True,
             scale=2,
-            min_width=220,
+            min_width=130,
             elem_id="module",
         )
     gr.HTML('<p id="readout" class="ml-readout"></p>', padding=False)

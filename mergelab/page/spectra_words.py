@@ -3,14 +3,15 @@
 A plot is named by its axis, as two of them stand side by side on a screen and one above the other on a phone.
 """
 
-from mergelab.markdown import escaped, plain
+from mergelab.markdown import formula, plain
 from mergelab.method import METHODS
 from mergelab.plots import spectra as plots
 from mergelab.report import Report
 
 LOOK_JOINT = (
-    "DRM gives all experts one basis. **Joint singular value:** its strength, direction by direction. **Share of the "
-    "direction:** who owns each one. A stripe of one colour would belong to one expert alone, whom nobody contradicts."
+    "All experts get one basis. **Joint singular value:** its strength, direction by direction; what is right of a "
+    "dotted line is cut. **Share of the direction:** who owns each one. A stripe of one colour would belong to one "
+    "expert alone, whom nobody contradicts."
 )
 FORMULA = r"""
 For expert $i$ the **task vector** of one weight matrix is $\tau_i = W_i - W_0 = U S V^\top$, with singular values
@@ -29,8 +30,11 @@ def about(report: Report) -> str:
     if method.name == "star":
         return FORMULA
     source = f" (arXiv [{method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
-    lead = f"For expert i the **task vector** of one weight matrix is τ_i = W_i − W_0. **{method.title}**{source}:"
-    return "\n\n".join([lead, *map(escaped, method.doc.split("\n\n"))])
+    lead = f"For expert i the **task vector** of one weight matrix is {formula('τ_i = W_i − W_0')}."
+    summary, equations, *rest = map(formula, method.doc.split("\n\n"))
+    steps = "\n".join(f"- {step}" for step in equations.split("; "))
+    parts = [lead, f"**{method.title}**{source}: {summary}", steps]
+    return "\n\n".join([*parts, *(f"<small>{paragraph}</small>" for paragraph in rest)])
 
 
 def look_joint(report: Report, module: str) -> str:
@@ -77,7 +81,10 @@ def look_spectra(cuts: bool, rescales: bool = True) -> str:
         "**Share of the nuclear norm:** how they add up"
     )
     if not cuts:
-        return f"{said}; a curve that rises fast means that few directions make up most of the change."
+        return (
+            f"{said}; a curve that rises fast means that few directions make up most of the change. What is right of a "
+            "dotted line, if there is one, the method leaves out."
+        )
     rest = "the rest is scaled up" if rescales else "the rest stays as it is, as rescale is off"
     return (
         f"{said}. The dotted lines are where η cuts (the dashed one is η itself); everything to their right goes, and "

@@ -22,7 +22,6 @@ from mergelab.scores.knobs import EXPERTS, MOST_POINTS, knobs_of, sensible_range
 from mergelab.scores.suggest import suggested_eta
 from mergelab.scores.sweep_report import SweepReport, verdict
 from mergelab.step import Step
-from mergelab.table import cell
 from mergelab.words import counted
 
 OPENING = "What is shown is an example, made in advance. Sweep makes it anew, with the recipe in the form."
@@ -192,6 +191,7 @@ def _choices(method: str, experts: list | None) -> list[tuple[str, str]]:
 
 def _label(report: SweepReport, index: int) -> str:
     point = report.points[index]
-    mean = f": {cell(point.mean.value)}" if point.mean else ""
+    exact = point.scores and point.scores[0].higher_is_better
+    mean = f": {point.mean.value:{'.1%' if exact else '.4g'}}" if point.mean else ""
     star = " (best on these prompts)" if index == report.best else ""
     return f"{symbol(report.knob)} {point.value:g}{mean}{star}"

@@ -13,6 +13,7 @@ from mergelab.plots.parts import (
     margin,
     paired_curves,
     short_name,
+    strengths,
     two_plots,
 )  # fmt: skip
 from mergelab.scores.compare import Comparison, Difference
@@ -70,6 +71,6 @@ def two_spectra(comparison: Comparison, name: str) -> Figure:
     traces: list[dict[str, Any]] = []
     for label, colour, dash, values in zip("AB", COLOURS, ("solid", "dash"), comparison.spectra[name]):
         traces += paired_curves(label, values, {"color": colour, "width": 2, "dash": dash})
-    layout = two_plots(SIGMA, ("running share of the sum", SHARE))
+    layout = two_plots((SIGMA, strengths(*comparison.spectra[name])), ("running share of the sum", SHARE))
     layout["meta"] = {"pair": True, "alt": f"Singular values of the two changes of {name}, and their running sums."}
     return {"data": traces, "layout": layout}

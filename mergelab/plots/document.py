@@ -99,7 +99,9 @@ def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> s
 
 def _figure(key: str, figure: Figure) -> str:
     layout = figure["layout"]
-    silent = {key: value for key, value in layout["meta"].items() if key != "says"}  # a section says it here
+    silent = {
+        key: value for key, value in layout["meta"].items() if key not in ("says", "module")
+    }  # a section says it here
     if "eta" in silent:
         silent["eta"] = {key: value for key, value in silent["eta"].items() if key != "means"}
     safe = json.dumps(figure | {"layout": layout | {"meta": silent}}, ensure_ascii=False).replace("<", "\\u003c")

@@ -14,7 +14,7 @@ MERGED_COLOUR = "#8b8b95"
 PALE = "#9ca3af"  # the base, and what is drawn for comparison
 DIVERGING = [[0, "#b91c1c"], [0.25, "#f59e0b"], [0.5, "#e5e7eb"], [0.75, "#60a5fa"], [1, "#1d4ed8"]]
 SHARE = {"tickformat": ".0%", "range": [0, 1.02]}  # an axis of shares
-SIGMA = ("singular value σ", {"type": "log", "exponentformat": "power", "dtick": 1})
+SIGMA = "singular value σ"
 NUCLEAR = ("share of the nuclear norm", SHARE)
 _MOST_POINTS = 160  # of one curve
 
@@ -66,6 +66,13 @@ def one_plot(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
     """The layout of one plot. x, y: what its axes are besides plain."""
     axis = {"automargin": True, "zeroline": False}
     return {"margin": margin(), "xaxis": axis | x, "yaxis": axis | y, "legend": legend(), "hovermode": "closest"}
+
+
+def strengths(*curves: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """A logarithmic axis for singular values: a tick per decade, or at 1, 2 and 5 where they span less than two."""
+    ends = [value for curve in curves if len(curve) for value in (curve[0], curve[-1]) if value > 0]
+    wide = not ends or max(ends) > 100 * min(ends)
+    return {"type": "log", "exponentformat": "power", "dtick": 1 if wide else "D2"}
 
 
 def two_plots(

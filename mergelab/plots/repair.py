@@ -26,12 +26,12 @@ from mergelab.report import Channels, RepairReport
 
 PLAIN, MERGED, ALIGNED, REPAIRED = "plain average", "merged", "aligned", "repaired"
 _DASHES = {PLAIN: "dot", MERGED: "dash", ALIGNED: "dash", REPAIRED: "solid"}
-_SHADES = {  # what bars are drawn of, in this order; the controls are pale
-    PLAIN: "#f59e0b",
-    "merged": "#3b82f6",
-    REPAIRED: "#10b981",
-    "expert": "#6366f1",
-    f"{PLAIN}, {REPAIRED}": "#fcd34d",
+_SHADES = {  # what bars are drawn of, in this order, in other colours than the tasks'; the controls are pale
+    PLAIN: "#d8b4fe",
+    "merged": "#a855f7",
+    REPAIRED: "#14b8a6",
+    "expert": "#64748b",
+    f"{PLAIN}, {REPAIRED}": "#99f6e4",
     f"base, {REPAIRED}": PALE,
     f"without the expert, {REPAIRED}": "#fca5a5",
 }
@@ -136,7 +136,7 @@ def ratio_heatmap(reports: Sequence[RepairReport], whose: str = "merged") -> Fig
     }
     if len(names) <= _MOST_LABELS:
         text = [[f"{value:.1f}" for value in row] for row in z]
-        trace |= {"text": text, "texttemplate": "%{text}", "textfont": {"color": "#111827"}}
+        trace |= {"text": text, "texttemplate": "%{text}"}
     layout = _layout("")
     layout["yaxis"] = categories(autorange="reversed")
     layout["xaxis"] |= _ticks([site_label(name) for name in names]) | {"showgrid": False, "tickangle": -60}

@@ -22,8 +22,16 @@ from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
 OWN = "its own expert"  # the row of all experts, where each has done its own task alone
-GRID = [[0, "#fee2e2"], [0.5, "#fef3c7"], [1, "#86efac"]]  # light enough for dark print
-SHARES = ("cosine to the average", "rank kept, share", "share pruned", "entries kept", "sign conflicts", "energy kept")
+GRID = [[0, "rgba(239,68,68,0.22)"], [0.5, "rgba(245,158,11,0.2)"], [1, "rgba(16,185,129,0.5)"]]  # on any ground
+SHARES = (
+    "cosine to the average",
+    "rank kept, share",
+    "nuclear norm cut",
+    "share pruned",
+    "entries kept",
+    "sign conflicts",
+    "energy kept",
+)
 
 
 def board_bars(board: Board) -> Figure:
@@ -178,6 +186,8 @@ def sweep_curves(report: SweepReport) -> Figure:
         for axis in {"xaxis", "xaxis2"} & layout.keys():
             layout[axis]["dtick"] = 1
     layout["legend"]["traceorder"] = "normal"
+    if report.points[0].scores:
+        layout["legend2"] = layout["legend"] | {"x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top"}
     scored = {"pair": True, "tall": 820} if report.points[0].scores else {}
     layout["meta"] = scored | {"alt": _sweep_alt(report, exact)}
     return {"data": traces, "layout": layout}
@@ -185,7 +195,8 @@ def sweep_curves(report: SweepReport) -> Figure:
 
 def _right_alone(traces: list[dict[str, Any]], layout: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Of two plots the right one, as the only one."""
-    alone = [{key: value for key, value in trace.items() if key not in ("xaxis", "yaxis")} for trace in traces]
+    places = ("xaxis", "yaxis", "legend")
+    alone = [{key: value for key, value in trace.items() if key not in places} for trace in traces]
     axes = {"xaxis": layout["xaxis2"] | {"domain": [0, 1], "anchor": "y"}, "yaxis": layout["yaxis2"] | {"anchor": "x"}}
     return alone, {key: value for key, value in layout.items() if key not in ("xaxis2", "yaxis2")} | axes
 
@@ -232,15 +243,15 @@ def _average(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:
 
 
 def _geometry_curves(report: SweepReport, x: list[float]) -> list[dict[str, Any]]:
-    right = {"xaxis": "x2", "yaxis": "y2"}
+    right = {"xaxis": "x2", "yaxis": "y2", "legend": "legend2"}
     names = [name for name in SHARES if any(name in point.facts for point in report.points)]
     traces = [
-        _curve(name, x, [point.facts.get(name) for point in report.points], {"color": COLOURS[(3 + i) % 8], "width": 2})
+        _curve(name, x, [point.facts.get(name) for point in report.points], {"color": COLOURS[(4 + i) % 8], "width": 2})
         | right
         for i, name in enumerate(names)
     ]
     sizes = [_relative_size(report, i) for i in range(len(report.points))]
-    return traces + [_curve("size, relative to the average's", x, sizes, {"color": COLOURS[1], "width": 3}) | right]
+    return traces + [_curve("size, relative to the average's", x, sizes, {"color": MERGED_COLOUR, "width": 3}) | right]
 
 
 def _relative_size(report: SweepReport, index: int) -> float | None:

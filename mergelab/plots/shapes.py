@@ -18,6 +18,7 @@ from mergelab.plots.parts import (
     margin,
     one_plot,
     paired_curves,
+    strengths,
     titled,
     two_plots,
 )  # fmt: skip
@@ -66,7 +67,7 @@ def spectra_of(named: Curves) -> Figure:
     traces: list[dict] = []
     for colour, (name, values) in zip((*COLOURS[:3], MERGED_COLOUR), named.items()):
         traces += paired_curves(name, values, {"color": colour, "width": 2})
-    layout = two_plots(SIGMA, NUCLEAR)
+    layout = two_plots((SIGMA, strengths(*named.values())), NUCLEAR)
     layout["meta"] = {"pair": True, "alt": f"Singular values and their running sum: {', '.join(named)}."}
     return {"data": traces, "layout": layout}
 

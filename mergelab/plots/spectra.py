@@ -9,6 +9,7 @@ title says so; every figure has `alt`.
 import base64
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from mergelab.plots.parts import (
     paired_curves,
     short_name,
     some_of,
+    strengths,
     two_plots,
 )  # fmt: skip
 from mergelab.recipes.varying import depths, elsewhere, value_at
@@ -228,17 +230,30 @@ def spectra(report: Report, module: str, eta: float | None) -> Figure:
     merged = np.array(layer.curves.get("merged_singular_values", ()), dtype=float)
     title = "merged" if eta is None else f"merged at η = {eta if held is None else held:g}"
     traces += paired_curves(title, merged, {"color": MERGED_COLOUR, "width": 2, "dash": "dash"})
-    layout = two_plots(SIGMA, NUCLEAR)
+    layout = two_plots((SIGMA, strengths(*curves, merged)), NUCLEAR)
     layout["uirevision"] = module
+    layout["legend"]["title"] = {"text": f"<b>{short_name(layer.name)}</b>"}
     layout["meta"] = {
         "pair": True,
+        "module": layer.name,
         "alt": f"Singular values of {module} for {counted(len(curves), 'expert')}, and their running sum.",
     }
     if eta is not None:
         table = _rank_table(layer)
         followed = {"kind": "cuts", "shape": table.shape, "table": _u16(table), "held": held}
         layout["meta"]["eta"] = followed | {"colours": colours(len(curves))}
+    elif isinstance(ranks := layer.facts.get(LIVE), tuple):
+        cuts = [
+            (rank, colour) for rank, colour, values in zip(ranks, colours(len(curves)), curves) if rank < len(values)
+        ]
+        layout["shapes"] = [_cut(rank, axis, colour) for rank, colour in cuts for axis in ("", "2")]
     return {"data": traces, "layout": layout}
+
+
+def _cut(rank: float, axis: str, colour: str) -> dict[str, Any]:
+    """A line where the directions end that are kept. axis: of which plot, "" or "2"."""
+    place = {"xref": f"x{axis}", "yref": f"y{axis} domain", "x0": rank, "x1": rank, "y0": 0, "y1": 1}
+    return place | {"type": "line", "line": {"color": colour, "width": 1.5, "dash": "dot"}}
 
 
 def joint_space(report: Report, module: str) -> Figure:
@@ -256,7 +271,10 @@ def joint_space(report: Report, module: str) -> Figure:
         traces.append(
             area | {"name": name, "x": (at + 1).tolist(), "y": y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": hover}
         )
-    layout = two_plots(("joint singular value", SIGMA[1]), ("share of the direction", SHARE))
+    layout = two_plots(("joint singular value", strengths(joint)), ("share of the direction", SHARE))
+    if (kept := layer.facts.get("joint rank", len(joint))) < len(joint):
+        layout["shapes"] = [_cut(kept + 0.5, "", MERGED_COLOUR)]
+    layout["legend"]["title"] = {"text": f"<b>{short_name(layer.name)}</b>"}
     layout["uirevision"] = module
     layout["meta"] = {
         "pair": True,
