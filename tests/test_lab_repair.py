@@ -8,12 +8,13 @@ import pytest
 from making import finished, merged
 
 from mergelab import Expert, MergeError, Recipe
-from mergelab.lab.lab import Lab, Step
+from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab, lines_in, story
 from mergelab.model import running
 from mergelab.repair import Patch
 from mergelab.repair.outcome import Outcome, Trial
 from mergelab.repair.stories import STORIES
+from mergelab.step import Step
 from mergelab.tasks import own_pictures, right_labels
 
 TWO, ALIGN = STORIES["Digits: two unrelated nets"]

@@ -14,6 +14,7 @@ from mergelab.lab.lab import START, Lab
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import AT_ONCE, saying, told
+from mergelab.page.verbs import Verb
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
 from mergelab.recipes.varying import mapped, shown, well_formed
@@ -67,6 +68,11 @@ class Form:
     def outputs(self) -> list:
         """All that `filled` may change."""
         return [*self.inputs, self.about, *self.groups.values(), *self.steps.values()]
+
+    @property
+    def verb(self) -> Verb:
+        """Merge with the Stop and the status line beside it, which the other jobs of the form have, too."""
+        return Verb(self.merge, self.stop, self.status)
 
     @property
     def eta(self) -> gr.Slider:

@@ -14,12 +14,13 @@ import gradio as gr
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.gallery import FIRST, examples
-from mergelab.lab.lab import Lab, Step
+from mergelab.lab.lab import Lab
 from mergelab.lab.link import example_of, recipe_of, words_of
 from mergelab.page.form import Form
 from mergelab.page.spectra_tab import Spectra
 from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.recipes.recipe import Recipe
+from mergelab.step import Step
 
 _LONGEST = 12_000  # characters of a query; browsers and servers take little more
 _HERE = "https://huggingface.co/spaces/%s"

@@ -16,7 +16,7 @@ from mergelab.page.numbers import frame_of
 from mergelab.page.panel import PlotlyPanel
 from mergelab.page.push import draw_push
 from mergelab.page.report_buttons import draw_report
-from mergelab.page.telling import AT_ONCE, PRIVATE, job, running, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, job, running, saying, told
 from mergelab.plots.parts import empty
 from mergelab.plots.scores import board_bars
 from mergelab.scores.scoreboard import BASE, MERGED, REPAIRED, Board
@@ -110,9 +110,8 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     report.expand(told(rows), merged, table, **AT_ONCE)
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
-    form.stop.click(None, None, None, cancels=[pressed], **PRIVATE)
     pressed.success(None, None, None, js=SHOW)
-    pressed.then(stopped, form.status, form.status, **AT_ONCE)
+    form.verb.governs([pressed])
     return merged, visit
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Step
 from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
@@ -16,7 +15,7 @@ from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
 from mergelab.repair.outcome import Outcome, Trial
 from mergelab.repair.stories import ALIGN, FORM, STORIES
-from mergelab.step import relayed
+from mergelab.step import Step, relayed
 
 ALIGNMENTS = [(name if name != "best" else "the best of these, by calibration", name) for name in ALIGN]
 TARGETS = [("its own expert (TACT)", "task"), ("the experts' mean (REPAIR)", "mean")]

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Step
+from mergelab.lab.lab import Lab
 from mergelab.page.telling import AT_ONCE, job, saying
 from mergelab.plots.document import document
 from mergelab.report import Report
+from mergelab.step import Step
 
 _FORMS: dict[str, tuple[str, str, Callable[[Report], str]]] = {
     "html": ("Report as one page (HTML)", "mergelab-report.html", document),

@@ -9,19 +9,20 @@ import gradio as gr
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.gallery import with_all_settings
-from mergelab.lab.lab import Lab, Step, start_analysis
+from mergelab.lab.lab import Lab, start_analysis
 from mergelab.lab.saved import saved_analysis
 from mergelab.page import spectra_words as words
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
 from mergelab.page.overrides import draw_overrides
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.plots import spectra as plots
 from mergelab.plots.parts import Figure, short_name
 from mergelab.recipes.recipe import Recipe
 from mergelab.report import Report
 from mergelab.scores.suggest import suggested_eta
+from mergelab.step import Step
 from mergelab.words import counted
 
 
@@ -165,9 +166,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     given = form.inputs | {facts, modules, shown, drawn}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
     changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
-    form.stop.click(None, None, None, cancels=[pressed, changed], **PRIVATE)
-    for event in (pressed, changed):
-        event.then(stopped, form.status, form.status, **AT_ONCE)
+    form.verb.governs([pressed, changed])
     return Spectra(facts, modules, drawn, outputs, pictures)
 
 

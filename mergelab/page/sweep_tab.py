@@ -14,7 +14,7 @@ from mergelab.page.form import Form
 from mergelab.page.freshness import EXAMPLE, draw_freshness
 from mergelab.page.numbers import frame_and_file
 from mergelab.page.panel import PlotlyPanel
-from mergelab.page.telling import AT_ONCE, PRIVATE, job, saying, stopped, told
+from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import scores as plots_scores
 from mergelab.recipes.recipe import Recipe
@@ -141,8 +141,7 @@ def draw_sweep_tab(lab: Lab, form: Form, asked: Asked, tab: gr.Tab) -> None:
     given = form.inputs | asked.inputs | {knob, lowest, highest, points, by}
     verb.governs([verb.go.click(sweep, given, outputs, trigger_mode="once", **AT_ONCE)], kept=KEPT)
     asked_for = form.suggest.click(suggest, form.inputs, [form.eta, form.status], trigger_mode="once", **AT_ONCE)
-    form.stop.click(None, None, None, cancels=[asked_for], **PRIVATE)
-    asked_for.then(stopped, form.status, form.status, **AT_ONCE)
+    form.verb.governs([asked_for])
     curves.select(told(clicked), recipes, filled, **AT_ONCE)
     use.click(told(used), [spot, recipes], filled, **AT_ONCE)
     ranges = {form.method, form.experts, knob}

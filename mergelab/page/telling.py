@@ -13,9 +13,9 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Step
 from mergelab.lab.line import Waiting, shared_line
 from mergelab.page.visitors import visitor
+from mergelab.step import Step
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # Queued, as gradio shows no error of an event that is not; any number at once: heavy work waits in a line of our own.
