@@ -129,12 +129,16 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             download: gr.DownloadButton(value=path, interactive=True),
         }
 
-    def ask_both(text: str, names: list[str]) -> Iterator[list[str]]:
-        if not names:
+    @job(verb.status, "Answering")
+    def ask_both(data: dict) -> Iterator[Step | dict]:
+        if not data[keys]:
             raise MergeError("Compare two recipes first; then both can be asked.")
-        folders = [lab.run_named(name).folder for name in names]
-        yield ["", ""]
-        yield from lab.answers(folders, text or "")
+        folders = [lab.run_named(name).folder for name in data[keys]]
+        yield dict.fromkeys(answers, "")
+        yield Step(0, len(folders), "loading the models")
+        for texts in lab.answers(folders, data[prompt] or ""):
+            yield dict(zip(answers, texts))
+        yield {verb.status: saying("Both have answered.", "good")}
 
     def kept(names: list[str]) -> Comparison:
         runs = [lab.run_named(name) for name in names]
@@ -154,9 +158,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
     pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **AT_ONCE)
-    questioned = gr.on(
-        [ask.click, prompt.submit], told(ask_both, answers[0]), [prompt, keys], answers, trigger_mode="once", **AT_ONCE
-    )
+    heard = [verb.status, *answers]
+    questioned = gr.on([ask.click, prompt.submit], ask_both, {prompt, keys}, heard, trigger_mode="once", **AT_ONCE)
     verb.governs([pressed, questioned])
     history.noted.then(listed, [visit, ours, other], [ours, other], **AT_ONCE)
     heat.select(told(clicked), keys, tensor, **AT_ONCE)

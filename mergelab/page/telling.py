@@ -2,7 +2,6 @@
 
 import functools
 import html
-import inspect
 import logging
 import time
 import uuid
@@ -24,27 +23,15 @@ AT_ONCE: dict[str, Any] = PRIVATE | {"concurrency_limit": None}
 _log = logging.getLogger("mergelab")
 
 
-def told(handler: Callable, place: Any = None) -> Callable:
-    """A handler whose MergeErrors pop up as they are, and whose bugs as a number to look up in the log.
-
-    place: a text box in which a heavy generator says how many are before it.
-    """
+def told(handler: Callable) -> Callable:
+    """A handler whose MergeErrors pop up as they are, and whose bugs as a number to look up in the log."""
 
     @functools.wraps(handler)
-    def plain(*given: Any) -> Any:
+    def safe(*given: Any) -> Any:
         with _popping_up():
             return handler(*given)
 
-    @functools.wraps(handler)
-    def generator(*given: Any) -> Iterator[Any]:
-        with _popping_up():
-            if place is None:
-                yield from handler(*given)
-                return
-            for news in shared_line().in_turn(lambda: handler(*given), visitor()):
-                yield {place: news.sentence} if isinstance(news, Waiting) else news
-
-    return generator if inspect.isgeneratorfunction(handler) else plain
+    return safe
 
 
 def job(status: gr.HTML, verb: str) -> Callable:
