@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import save_file
 
 from mergelab import MergeError, plan
@@ -132,6 +132,16 @@ def test_a_model_or_a_base_that_is_not_finite_is_refused_by_name(thin, tmp_path,
         whose = "the base" if who == "base" else "the model"
         with pytest.raises(MergeError, match=f"'{name}' of {whose} '.*' holds NaN or an infinity"):
             finished(export_lora(names["full"], names["base"], tmp_path / "out", 2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("who", ["base", "full"])
+def test_a_model_that_is_replaced_while_it_is_exported_gives_no_adapter(thin, tmp_path, who):
+    job, file = export_lora(str(thin[1]), str(thin[0]), tmp_path / "out", 2), tmp_path / who / "model.safetensors"
+    next(job)
+    put_in_place(file, file.read_bytes())
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened"):
+        finished(job)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """A merge that is killed goes on where it was, to the same bytes; several processes make those bytes too."""
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,8 @@ import torch
 from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
-from mergelab import MergeError, Recipe, Report, merge, plan
+import mergelab.planning.plan as planning
+from mergelab import MergeError, Recipe, Report, inspect, merge, plan
 
 KILLED = """
 import os, signal, sys
@@ -121,9 +123,62 @@ def test_an_input_that_is_replaced_while_it_is_merged_ends_the_merge_by_name(man
     job = merge(plan(Recipe.read(many)), tmp_path / "out", workers=1)
     next(job)
     put_in_place(file, file.read_bytes())
-    with pytest.raises(MergeError, match=f"'{file}' was changed while it was merged, so nothing was written"):
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened, so nothing was made of it"):
         finished(job)
     assert not hidden(tmp_path) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", [lambda work, out: merge(work, out), lambda work, out: inspect(work)])
+@pytest.mark.parametrize("file", ["base/model-00001-of-00002.safetensors", "expert-1/model.safetensors"])
+def test_an_input_that_is_replaced_after_the_plan_was_made_is_not_read_at_the_places_of_the_old_one(
+    many, tmp_path, file, verb
+):
+    work, file = plan(Recipe.read(many)), tmp_path / file
+    save_file(load_file(file), file, metadata={"format": "pt", "more": "than before"})  # each tensor further on
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened"):
+        next(verb(work, tmp_path / "out"))
+    assert not hidden(tmp_path) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_opened_twice_is_checked_against_what_it_was_at_first(many, tmp_path, monkeypatch):
+    expert, opened = tmp_path / "expert-1/model.safetensors", planning.opened_expert
+
+    def between(*args):
+        put_in_place(expert, expert.read_bytes())
+        return opened(*args)
+
+    monkeypatch.setattr(planning, "opened_expert", between)
+    recipe = recipe_of(tmp_path / "base", tmp_path / "expert-1", tmp_path / "expert-1")
+    with pytest.raises(MergeError, match="was changed after it was opened"):
+        merged(recipe, tmp_path / "out")
+
+
+@posix
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_merge_is_not_gone_on_with_once_another_file_says_what_the_weights_are(tmp_path, file):
+    base = {"model.embed_tokens.weight": noise(200, 8).float()}
+    base |= {f"layers.{i}.weight": noise(8, 8, seed=i).float() for i in range(6)}
+    recipe = recipe_of(
+        write_model(tmp_path / "base", base),
+        write_model(tmp_path / "expert", shifted(base, 1)),
+        vocabulary="base",
+    )
+    for folder in ("base", "expert"):
+        write_tokens(tmp_path / folder, shift=0)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    killed(tmp_path / "recipe.yaml", tmp_path / "out")
+    if file == "tokenizer.json":
+        write_tokens(tmp_path / "expert", shift=7)
+    else:
+        (tmp_path / "expert/config.json").write_text('{"model_type": "tiny", "tie_word_embeddings": false}')
+    report = merged(recipe, tmp_path / "out")
+    assert "What another merge to this place had left unfinished was removed." in report.notes
+    assert report.sha256 == merged(recipe, tmp_path / "whole").sha256
+
+
+def write_tokens(folder, shift):
+    vocabulary = {f"token {(row + shift) % 200}": row for row in range(200)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
 
 
 def test_an_input_that_is_gone_while_it_is_merged_is_named_and_not_the_place_that_is_written(many, tmp_path):

@@ -18,6 +18,7 @@ from mergelab.errors import MergeError, broken
 from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
+from mergelab.files.stamp import check_unchanged
 from mergelab.markdown import code, plain
 from mergelab.maths.inner import finite
 from mergelab.maths.spectral import factors
@@ -83,6 +84,7 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
         if not tensors:
             raise MergeError(f"No matrix of '{model}' differs from '{base}': there is nothing to export.")
         report = LoraReport(model, base, min(rank, max(ranks.values())), ranks, errors, left_out)
+        check_unchanged({**end.stamps, **start.stamps})
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_papers(folder, report, start.config.get("model_type") in _STORES_IN_OUT)
     return report
