@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import mergelab.planning.plan as planning
 from mergelab import MergeError, Recipe, Report, inspect, merge, plan
+from mergelab.merging import output
 
 KILLED = """
 import os, signal, sys
@@ -198,6 +200,40 @@ def test_two_processes_cannot_make_the_same_merge_at_the_same_place_at_once(many
     with pytest.raises(MergeError, match="Another process is making this very merge"):
         next(merge(work, tmp_path / "out"))
     assert finished(first).sha256 and not hidden(tmp_path)
+
+
+def test_a_folder_that_is_about_to_be_locked_is_no_leftover(tmp_path):
+    other = tmp_path / ".out.0123456789ab.partial"
+    other.mkdir()
+    (other / "lock").touch()
+    assert not output.remove_leftovers(tmp_path / "out", "f" * 12) and (other / "lock").is_file()
+    (other / "model.safetensors").touch()
+    assert output.remove_leftovers(tmp_path / "out", "f" * 12) and not other.exists()
+
+
+def test_a_folder_that_is_removed_as_a_leftover_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    locked, harms = output.locked, ["before it is opened", "after it was opened"]
+
+    def late(path):
+        harm = harms.pop(0) if harms else ""
+        if harm == "before it is opened":
+            shutil.rmtree(path.parent)
+        lock = locked(path)
+        if harm == "after it was opened":
+            shutil.rmtree(path.parent)
+        return lock
+
+    monkeypatch.setattr(output, "locked", late)
+    with output.new_folder(tmp_path / "out") as folder:
+        assert not harms and (folder / "lock").is_file()
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_hidden_folder_has_its_lock_until_it_is_the_merge(many, tmp_path, monkeypatch):
+    seen, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: seen.append((path / "lock").is_file()) or rename(path, to))
+    merged(Recipe.read(many), tmp_path / "out")
+    assert seen == [True] and not (tmp_path / "out/lock").exists()
 
 
 def test_what_is_no_leftover_of_ours_is_left_alone(many, tmp_path):

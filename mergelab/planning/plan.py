@@ -315,6 +315,8 @@ def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) 
             notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
         elif before := next((e.name for e in experts[:i] if _places(e) == _places(expert)), None):
             notes.append(f"Expert '{expert.name}' is the same as expert '{before}': it counts twice.")
+    if not (base.folder / "config.json").is_file():
+        notes.append("The base has no config.json, so the merge has none: transformers cannot load it.")
     if base.config.get("auto_map"):
         notes.append("The base's config.json points to Python code, which is not copied.")
     return tuple(notes)
