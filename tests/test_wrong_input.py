@@ -206,6 +206,15 @@ def test_numbers_that_the_bases_float32_cannot_hold_are_called_that_and_not_brok
     assert merged(recipe_of(*trio), tmp_path / "out").sha256
 
 
+@pytest.mark.parametrize("who", [0, 2])
+def test_numbers_whose_squares_float64_cannot_hold_are_refused_by_name(trio, tmp_path, who):
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tiny().items()}
+    save_file(wide, trio[0] / "model.safetensors")
+    save_file(wide | {"b.bias": wide["b.bias"] * 1e200}, trio[who] / "model.safetensors")
+    with pytest.raises(MergeError, match="'b.bias' holds numbers too large for their squares to be summed"):
+        merged(recipe_of(*trio), tmp_path / "out")
+
+
 def test_a_nan_in_an_adapter_names_the_tensor_and_the_expert(trio, tmp_path):
     pair = {"a.lora_A.weight": torch.full((2, 8), float("nan")), "a.lora_B.weight": torch.ones(6, 2)}
     write_adapter(tmp_path / "lora", pair)
