@@ -32,9 +32,9 @@ class Layer:
     base: float32 (float64 where the base is), any shape. deltas: one per expert, expert minus base, in that dtype;
     dense in the base's shape, or LowRank. weights: (expert,). decompose: the tensor is a matrix whose singular
     directions mean something (not an embedding). factorise: where factors are kept, and where the layer is some rows of
-    a tall matrix, of which all are factorised; else they are computed. experts: their names; with the seed, they decide
-    what is random. seen: what the method's survey of the whole tensor found, where it has one; the layer may then be
-    some of its rows.
+    a tall matrix, of which all are factorised; else they are computed. experts: their names; with the seed and the name
+    that the layer is drawn as ('': its own), they decide what is random. seen: what the method's survey of the whole
+    tensor found, where it has one; the layer may then be some of its rows.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Layer:
     experts: tuple[str, ...] = ()
     seed: int = 0
     seen: Any = None
+    drawn_as: str = ""
 
     @cached_property
     def entries(self) -> tuple[Tensor, ...]:
@@ -118,10 +119,10 @@ class Layer:
     def noise(self, expert: int, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for one expert, float32; those of two experts or two layers are independent.
 
-        They depend on the seed, on the names of layer and expert, and on nothing else.
+        They depend on the seed, on what the layer is drawn as, on the expert's name, and on nothing else.
         """
         name = self.experts[expert] if self.experts else expert
-        drawn = noise.uniform(prod(shape), noise.key_of(self.seed, self.name, name), self.base.device)
+        drawn = noise.uniform(prod(shape), noise.key_of(self.seed, self.drawn_as or self.name, name), self.base.device)
         return drawn.view(shape)
 
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
-from safetensors.torch import save_file
+from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_adapter, write_model
+from safetensors.torch import load_file, save_file
 
 from mergelab import MergeError, plan
 from mergelab.__main__ import main
@@ -47,13 +47,69 @@ def test_the_error_is_that_of_the_best_approximation(tmp_path):
     assert json.loads((tmp_path / "out/report.json").read_text())["errors"] == report.errors
 
 
-def test_matrices_that_lie_the_other_way_round_are_exported_so(tmp_path):
-    base = write_model(tmp_path / "base", tiny(), model_type="gpt2")
-    full = write_model(tmp_path / "full", shifted(tiny(), 1), model_type="gpt2")
+def test_matrices_of_a_conv1d_are_exported_the_other_way_round_and_those_of_linear_layers_as_they_lie(tmp_path):
+    shapes = {"h.0.attn.c_attn": (6, 18), "h.0.attn.c_proj": (6, 6), "h.0.mlp.c_fc": (6, 24), "score": (3, 6)}
+    shapes |= {"lm_head": (11, 6)}
+    start = {f"{name}.weight": noise(*shape, seed=i).float() for i, (name, shape) in enumerate(shapes.items())}
+    base = write_model(tmp_path / "base", start, model_type="gpt2", tie_word_embeddings=False)
+    full = write_model(tmp_path / "full", shifted(start, 1), model_type="gpt2", tie_word_embeddings=False)
     finished(export_lora(str(full), str(base), tmp_path / "out", 8))
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["fan_in_fan_out"] is True
-    layer = plan(recipe_of(base, tmp_path / "out")).layer("a.weight", "cpu")
-    assert torch.allclose(layer.base + layer.dense[0], Checkpoint(full, "full")["a.weight"], atol=1e-5)
+    pairs = load_file(tmp_path / "out/adapter_model.safetensors")
+    for name, shape in shapes.items():
+        a, b = (pairs[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        assert (b.shape[0], a.shape[1]) == (shape[::-1] if "c_" in name else shape)
+        layer = plan(recipe_of(base, tmp_path / "out")).layer(f"{name}.weight", "cpu")
+        assert torch.allclose(layer.base + layer.dense[0], Checkpoint(full, "full")[f"{name}.weight"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "task"),
+    [
+        ("LlamaForCausalLM", {}, "CAUSAL_LM"),
+        ("GPT2LMHeadModel", {}, "CAUSAL_LM"),
+        ("BertForSequenceClassification", {}, "SEQ_CLS"),
+        ("BertForTokenClassification", {}, "TOKEN_CLS"),
+        ("BertForQuestionAnswering", {}, "QUESTION_ANS"),
+        ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, "SEQ_2_SEQ_LM"),
+        ("LlavaForConditionalGeneration", {}, None),
+        ("BertModel", {"vocab_size": 9}, "FEATURE_EXTRACTION"),
+        ("ViTModel", {}, None),
+        ("ViTForImageClassification", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_task_of_an_adapter_is_that_of_its_bases_class_or_not_said(tmp_path, architecture, more, task):
+    more = more | ({"architectures": [architecture]} if architecture else {})
+    base, full = (write_model(tmp_path / f"{i}", shifted(tiny(), i), **more) for i in (1, 2))
+    finished(export_lora(str(full), str(base), tmp_path / "out", 2))
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text()).get("task_type") == task
+
+
+def test_what_only_the_model_has_is_listed_with_the_reason_and_what_was_noticed_is_said(tmp_path, capsys):
+    start = {"model.embed_tokens.weight": noise(9, 6).float(), "model.a.weight": noise(6, 8).float()}
+    head = {"lm_head.weight": noise(9, 6, seed=1).float(), "steps": torch.arange(3)}
+    full = {f"net.{name}": tensor for name, tensor in shifted(start, 1).items()}
+    full |= {"lm_head.weight": noise(9, 6, seed=2).float(), "score.weight": noise(2, 6).float(), "steps": torch.ones(3)}
+    write_model(tmp_path / "base", start | head, tie_word_embeddings=True)
+    write_model(tmp_path / "full", full, tie_word_embeddings=False)
+    words = ["export", str(tmp_path / "full"), str(tmp_path / "out"), "--base", str(tmp_path / "base"), "--rank", "6"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "not exported: score.weight: the base has no such tensor" in said
+    assert "not exported: lm_head.weight: the base ties its head to its embeddings" in said
+    assert "not exported: steps: I64, no floating-point weights" in said
+    assert "note: Expert 'full' names its tensors otherwise" in said
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["left_out"].keys() == {"score.weight", "lm_head.weight", "steps", "model.embed_tokens.weight"}
+    assert len(report["notes"]) == 2 and "`score.weight`" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_head_that_the_model_stores_beside_the_embeddings_that_it_is_loses_nothing(tmp_path):
+    start = {"embed_tokens.weight": noise(9, 6).float(), "a.weight": noise(6, 8).float()}
+    full = start | {"a.weight": start["a.weight"] + 1, "lm_head.weight": start["embed_tokens.weight"].clone()}
+    base, model = (write_model(tmp_path / n, t, tie_word_embeddings=True) for n, t in (("base", start), ("full", full)))
+    assert finished(export_lora(str(model), str(base), tmp_path / "out", 2)).left_out == {}
 
 
 def test_on_the_command_line_after_a_merge_and_of_any_model(thin, tmp_path, capsys):
@@ -132,6 +188,16 @@ def test_a_model_or_a_base_that_is_not_finite_is_refused_by_name(thin, tmp_path,
         whose = "the base" if who == "base" else "the model"
         with pytest.raises(MergeError, match=f"'{name}' of {whose} '.*' holds NaN or an infinity"):
             finished(export_lora(names["full"], names["base"], tmp_path / "out", 2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("who", ["base", "full"])
+def test_a_model_that_is_replaced_while_it_is_exported_gives_no_adapter(thin, tmp_path, who):
+    job, file = export_lora(str(thin[1]), str(thin[0]), tmp_path / "out", 2), tmp_path / who / "model.safetensors"
+    next(job)
+    put_in_place(file, file.read_bytes())
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened"):
+        finished(job)
     assert not (tmp_path / "out").exists()
 
 

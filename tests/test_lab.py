@@ -1,7 +1,8 @@
 """What the lab remembers, and what it leaves behind, on the bundled experts."""
 
-import dataclasses
 import hashlib
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from making import finished
 from safetensors.torch import load_file
 
 from mergelab import Expert, MergeError, Recipe
+from mergelab.assets import bundled
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import START, Lab, own_tasks, start_analysis
+from mergelab.lab.lab import START, Lab, analysis_key, own_tasks, start_analysis
 from mergelab.lab.saved import zipped
+from mergelab.scores.questions import Questions
 
 PAIR = Recipe("numbers/base", (Expert("numbers/french"), Expert("numbers/german-lora")), "star", {"eta": 50.0})
 
@@ -52,6 +55,68 @@ def test_an_analysis_is_computed_once(lab):
     with pytest.raises(StopIteration) as end:
         next(job)
     assert end.value.value is first
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of one's own, at first with the French expert in it."""
+    return shutil.copytree(bundled()["numbers/french"], tmp_path / "own")
+
+
+def becomes_german(folder):
+    shutil.copyfile(bundled()["numbers/german"] / "model.safetensors", folder / "model.safetensors")
+
+
+def test_an_expert_whose_folder_has_changed_is_analysed_and_merged_anew(lab, own):
+    recipe = replace(PAIR, experts=(Expert(str(own)), Expert("numbers/english")))
+    before, first = finished(lab.analyse(recipe)), finished(lab.merged(recipe))
+    assert finished(lab.analyse(recipe)) is before and finished(lab.merged(recipe)) is first
+    becomes_german(own)
+    after, second = finished(lab.analyse(recipe)), finished(lab.merged(recipe))
+    german = replace(recipe, experts=(Expert("numbers/german"), Expert("numbers/english")))
+    assert [layer.facts for layer in after.layers] == [layer.facts for layer in finished(lab.analyse(german)).layers]
+    assert second.sha256 == finished(lab.merged(german)).sha256 != first.sha256
+    assert lab.run_of(first.recipe) is second and finished(lab.merged(recipe)) is second
+    with pytest.raises(MergeError, match="has changed since, so it cannot be measured any more"):
+        next(lab.whole_report(first))
+
+
+def test_what_the_page_shows_of_an_analysis_is_found_under_the_key_of_its_report(lab, own):
+    by_layer = {"eta": [{"filter": "mlp", "value": 30.0}]}  # elsewhere the default, which the report fills in
+    for recipe in (PAIR, replace(PAIR, experts=(Expert(str(own)),)), replace(PAIR, settings=by_layer)):
+        report = finished(lab.analyse(recipe))
+        assert lab.analyses[analysis_key(Recipe.from_dict(report.recipe))] is report
+
+
+def test_an_expert_whose_folder_has_changed_is_asked_and_scored_anew(lab, own):
+    recipe = replace(PAIR, experts=(Expert(str(own)),))
+    asked = [Questions("german", (("german: 424 =", "vierhundertvierundzwanzig"),))]
+
+    def answer_and_score():
+        (texts,) = list(lab.answers([lab.model_folder(str(own), "numbers/base")], "german: 424 ="))[-1:]
+        return texts, finished(lab.scoreboard(recipe, {}, asked)).scores["own", "german"].value
+
+    assert answer_and_score()[1] == 0
+    becomes_german(own)
+    assert answer_and_score() == (["vierhundertvierundzwanzig"], 1)
+
+
+def test_an_adapter_whose_folder_has_changed_is_written_out_anew(lab, tmp_path):
+    own = shutil.copytree(bundled()["numbers/german-lora"], tmp_path / "own")
+    first = lab.model_folder(str(own), "numbers/base")
+    assert lab.model_folder(str(own), "numbers/base") == first
+    shutil.copyfile(bundled()["numbers/french-lora"] / "adapter_model.safetensors", own / "adapter_model.safetensors")
+    second, wanted = (lab.model_folder(source, "numbers/base") for source in (str(own), "numbers/french-lora"))
+    weights = [load_file(folder / "model.safetensors") for folder in (second, wanted)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_folder_named_like_a_bundled_model_is_not_taken_for_it(lab, tmp_path, monkeypatch):
+    start = Recipe.read(START)
+    shutil.copytree(bundled()["numbers/english"], tmp_path / start.experts[0].source)
+    shipped = finished(lab.analyse(start))
+    monkeypatch.chdir(tmp_path)
+    assert finished(lab.analyse(start)).layers != shipped.layers
 
 
 def test_the_hash_that_is_shown_is_that_of_the_file_that_is_prompted_and_downloaded(lab, run):
@@ -110,7 +175,7 @@ def test_scores_are_of_the_tasks_that_the_experts_were_trained_for(lab, run):
 
 
 def test_experts_from_elsewhere_have_no_tasks():
-    assert own_tasks(dataclasses.replace(PAIR, base="somewhere/else")) == []
+    assert own_tasks(replace(PAIR, base="somewhere/else")) == []
 
 
 def test_the_zip_holds_the_files_of_the_folder_bit_for_bit(run):

@@ -1,5 +1,6 @@
 """The story of two unrelated networks, seeded and whole: at chance, aligned, repaired; and what may go wrong in it."""
 
+import shutil
 from dataclasses import replace
 from statistics import fmean
 from zipfile import ZipFile
@@ -8,6 +9,7 @@ import pytest
 from making import finished, merged
 
 from mergelab import Expert, MergeError, Recipe
+from mergelab.assets import bundled
 from mergelab.lab.lab import Lab
 from mergelab.lab.repair import RepairLab, lines_in, story
 from mergelab.model import running
@@ -187,6 +189,15 @@ def test_a_kept_merge_is_repaired_for_a_prompt_and_for_a_score_without_being_cha
     assert [score.task for score in found] == [score.task for score in plain]
     assert all(score.value >= before.value for score, before in zip(found, plain))
     assert lab.patch(run, "numbers/morse") is patch
+
+
+def test_an_expert_whose_folder_has_changed_is_repaired_for_anew(lab, tmp_path):
+    own = shutil.copytree(bundled()["numbers/morse"], tmp_path / "own")
+    run, lines = finished(lab.lab.merged(NUMBERS)), tuple((f"morse: {4000 + i} =", None) for i in range(8))
+    first = lab.patch(run, str(own), lines)
+    assert lab.patch(run, str(own), lines) is first
+    shutil.copyfile(bundled()["numbers/english"] / "model.safetensors", own / "model.safetensors")
+    assert lab.patch(run, str(own), lines) is not first
 
 
 def test_two_unrelated_llamas_stay_hard_though_their_variance_comes_back(lab):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +154,42 @@ def test_a_file_in_the_cache_of_the_hub_is_known_by_its_name(tmp_path):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / digest)
     assert sha256_of(folder / "model.safetensors") == digest
+
+
+def test_a_link_to_a_file_that_is_only_named_like_a_hash_is_read(tmp_path):
+    (tmp_path / ("ab" * 32)).write_text("read")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / ("ab" * 32))
+    assert sha256_of(tmp_path / "model.safetensors") == hashlib.sha256(b"read").hexdigest()
+
+
+def test_what_describes_the_weights_of_the_base_alone_is_not_copied_into_a_merge_of_it(trio, tmp_path):
+    for name in ("alignment.json", "repair.json", "repair-french.json", "generation_config.json"):
+        (trio[0] / name).write_text("{}")
+    merged(recipe_of(*trio), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "generation_config.json" in names
+    assert not names & {"alignment.json", "repair.json", "repair-french.json"}
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(trio, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", tmp_path / "here"):
+        with pytest.raises(MergeError, match="is the folder that you are in: .* Name a new folder inside it"):
+            merged(recipe_of(*trio), out)
+    monkeypatch.setattr(Path, "is_mount", lambda self: True)
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(MergeError, match="is a disk of its own"):
+        merged(recipe_of(*trio), tmp_path / "disk")
+    monkeypatch.undo()
+    merged(recipe_of(*trio), tmp_path / "here")
+
+
+def test_a_base_without_a_configuration_is_merged_with_a_note(trio, tmp_path):
+    assert not any("config.json" in note for note in merged(recipe_of(*trio), tmp_path / "with").notes)
+    (trio[0] / "config.json").unlink()
+    notes = merged(recipe_of(*trio), tmp_path / "without").notes
+    assert "The base has no config.json, so the merge has none: transformers cannot load it." in notes
 
 
 def test_an_adapter_in_the_written_recipe_stands_behind_its_base_as_mergekit_wants_it(trio, tmp_path):

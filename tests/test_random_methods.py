@@ -3,9 +3,11 @@
 import math
 from dataclasses import replace
 
+import families
 import pytest
 import torch
-from making import layer_of, merged, noise, recipe_of
+from making import layer_of, merged, noise, recipe_of, shifted, write_model
+from safetensors.torch import load_file
 
 from mergelab import METHODS, plan
 from mergelab.maths.noise import bits, key_of, uniform
@@ -80,6 +82,21 @@ def test_a_recipe_with_a_seed_gives_the_same_bytes_and_another_seed_others(metho
         recipe = recipe_of(*trio, method=method, settings={"density": 0.5}, seed=seed)
         runs[name] = merged(recipe, tmp_path / name).sha256
     assert runs["one"] == runs["same"] != runs["other"]
+
+
+@pytest.mark.parametrize("more", [{}, {"decompose_embeddings": True}])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear", "knots_dare"])
+def test_embeddings_and_a_head_that_are_stored_twice_stay_tied_whatever_is_drawn(method, more, tmp_path):
+    base = families.model("GPT2LMHeadModel").state_dict()
+    for name, seed in (("base", None), ("one", 1), ("other", 2)):
+        tensors = base if seed is None else shifted(base, seed)
+        tensors |= {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+        write_model(tmp_path / name, tensors, model_type="gpt2")  # which ties them, and does not say so
+    recipe = recipe_of(*(tmp_path / n for n in ("base", "one", "other")), method=method, settings={"density": 0.5})
+    merged(replace(recipe, **more), tmp_path / "out")
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(found["lm_head.weight"], found["transformer.wte.weight"])
+    assert not torch.equal(found["lm_head.weight"], base["lm_head.weight"])
 
 
 def test_the_order_of_the_experts_in_a_recipe_does_not_change_what_is_drawn(trio):

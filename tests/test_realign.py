@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 from kin import kin
-from making import finished, merged, recipe_of, shifted, write_adapter
+from making import finished, merged, put_in_place, recipe_of, shifted, write_adapter
 from safetensors.torch import load_file, save_file
 
 from mergelab import MergeError, Recipe, Report, inspect, plan
 from mergelab.__main__ import main
 from mergelab.align.pair import shapes_of
+from mergelab.merging.realign import realigned
 from mergelab.model import built, outputs, probe
 from mergelab.symmetry import symmetry_of
 
@@ -41,6 +42,17 @@ def strangers(tmp_path):
         written(tmp_path / name, config, tensors)
         for name, tensors in (("base", base), ("tuned", expert), ("stranger", moved(config, expert)))
     )
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_model_that_is_replaced_while_it_is_aligned_is_not_written(strangers, tmp_path, who):
+    file = strangers[who] / "model.safetensors"
+    job = realigned(str(strangers[2]), str(strangers[0]), tmp_path / "out")
+    next(job)
+    put_in_place(file, file.read_bytes())
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened"):
+        finished(job)
+    assert not (tmp_path / "out").exists()
 
 
 def test_align_writes_the_same_function_in_the_references_coordinates(strangers, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """A merge that is killed goes on where it was, to the same bytes; several processes make those bytes too."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +14,9 @@ import torch
 from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
-from mergelab import MergeError, Recipe, Report, merge, plan
+import mergelab.planning.plan as planning
+from mergelab import MergeError, Recipe, Report, inspect, merge, plan
+from mergelab.merging import output
 
 KILLED = """
 import os, signal, sys
@@ -121,9 +125,62 @@ def test_an_input_that_is_replaced_while_it_is_merged_ends_the_merge_by_name(man
     job = merge(plan(Recipe.read(many)), tmp_path / "out", workers=1)
     next(job)
     put_in_place(file, file.read_bytes())
-    with pytest.raises(MergeError, match=f"'{file}' was changed while it was merged, so nothing was written"):
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened, so nothing was made of it"):
         finished(job)
     assert not hidden(tmp_path) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", [lambda work, out: merge(work, out), lambda work, out: inspect(work)])
+@pytest.mark.parametrize("file", ["base/model-00001-of-00002.safetensors", "expert-1/model.safetensors"])
+def test_an_input_that_is_replaced_after_the_plan_was_made_is_not_read_at_the_places_of_the_old_one(
+    many, tmp_path, file, verb
+):
+    work, file = plan(Recipe.read(many)), tmp_path / file
+    save_file(load_file(file), file, metadata={"format": "pt", "more": "than before"})  # each tensor further on
+    with pytest.raises(MergeError, match=f"'{file}' was changed after it was opened"):
+        next(verb(work, tmp_path / "out"))
+    assert not hidden(tmp_path) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_opened_twice_is_checked_against_what_it_was_at_first(many, tmp_path, monkeypatch):
+    expert, opened = tmp_path / "expert-1/model.safetensors", planning.opened_expert
+
+    def between(*args):
+        put_in_place(expert, expert.read_bytes())
+        return opened(*args)
+
+    monkeypatch.setattr(planning, "opened_expert", between)
+    recipe = recipe_of(tmp_path / "base", tmp_path / "expert-1", tmp_path / "expert-1")
+    with pytest.raises(MergeError, match="was changed after it was opened"):
+        merged(recipe, tmp_path / "out")
+
+
+@posix
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_merge_is_not_gone_on_with_once_another_file_says_what_the_weights_are(tmp_path, file):
+    base = {"model.embed_tokens.weight": noise(200, 8).float()}
+    base |= {f"layers.{i}.weight": noise(8, 8, seed=i).float() for i in range(6)}
+    recipe = recipe_of(
+        write_model(tmp_path / "base", base),
+        write_model(tmp_path / "expert", shifted(base, 1)),
+        vocabulary="base",
+    )
+    for folder in ("base", "expert"):
+        write_tokens(tmp_path / folder, shift=0)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    killed(tmp_path / "recipe.yaml", tmp_path / "out")
+    if file == "tokenizer.json":
+        write_tokens(tmp_path / "expert", shift=7)
+    else:
+        (tmp_path / "expert/config.json").write_text('{"model_type": "tiny", "tie_word_embeddings": false}')
+    report = merged(recipe, tmp_path / "out")
+    assert "What another merge to this place had left unfinished was removed." in report.notes
+    assert report.sha256 == merged(recipe, tmp_path / "whole").sha256
+
+
+def write_tokens(folder, shift):
+    vocabulary = {f"token {(row + shift) % 200}": row for row in range(200)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
 
 
 def test_an_input_that_is_gone_while_it_is_merged_is_named_and_not_the_place_that_is_written(many, tmp_path):
@@ -143,6 +200,40 @@ def test_two_processes_cannot_make_the_same_merge_at_the_same_place_at_once(many
     with pytest.raises(MergeError, match="Another process is making this very merge"):
         next(merge(work, tmp_path / "out"))
     assert finished(first).sha256 and not hidden(tmp_path)
+
+
+def test_a_folder_that_is_about_to_be_locked_is_no_leftover(tmp_path):
+    other = tmp_path / ".out.0123456789ab.partial"
+    other.mkdir()
+    (other / "lock").touch()
+    assert not output.remove_leftovers(tmp_path / "out", "f" * 12) and (other / "lock").is_file()
+    (other / "model.safetensors").touch()
+    assert output.remove_leftovers(tmp_path / "out", "f" * 12) and not other.exists()
+
+
+def test_a_folder_that_is_removed_as_a_leftover_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    locked, harms = output.locked, ["before it is opened", "after it was opened"]
+
+    def late(path):
+        harm = harms.pop(0) if harms else ""
+        if harm == "before it is opened":
+            shutil.rmtree(path.parent)
+        lock = locked(path)
+        if harm == "after it was opened":
+            shutil.rmtree(path.parent)
+        return lock
+
+    monkeypatch.setattr(output, "locked", late)
+    with output.new_folder(tmp_path / "out") as folder:
+        assert not harms and (folder / "lock").is_file()
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_hidden_folder_has_its_lock_until_it_is_the_merge(many, tmp_path, monkeypatch):
+    seen, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: seen.append((path / "lock").is_file()) or rename(path, to))
+    merged(Recipe.read(many), tmp_path / "out")
+    assert seen == [True] and not (tmp_path / "out/lock").exists()
 
 
 def test_what_is_no_leftover_of_ours_is_left_alone(many, tmp_path):

@@ -195,6 +195,26 @@ def test_a_nan_names_the_tensor_and_whose_it_is_and_leaves_nothing(trio, tmp_pat
     assert not any("out" in path.name for path in tmp_path.iterdir())
 
 
+def test_numbers_that_the_bases_float32_cannot_hold_are_called_that_and_not_broken(trio, tmp_path):
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tiny().items()}
+    save_file(wide | {"b.weight": wide["b.weight"] * 1e100}, trio[2] / "model.safetensors")
+    said = "The change of 'b.weight' in expert 'expert-2' is beyond the range of float32"
+    for method in ("linear", "star"):
+        with pytest.raises(MergeError, match=said):
+            merged(recipe_of(*trio, method=method), tmp_path / "out")
+    save_file(wide, trio[0] / "model.safetensors")
+    assert merged(recipe_of(*trio), tmp_path / "out").sha256
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_numbers_whose_squares_float64_cannot_hold_are_refused_by_name(trio, tmp_path, who):
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tiny().items()}
+    save_file(wide, trio[0] / "model.safetensors")
+    save_file(wide | {"b.bias": wide["b.bias"] * 1e200}, trio[who] / "model.safetensors")
+    with pytest.raises(MergeError, match="'b.bias' holds numbers too large for their squares to be summed"):
+        merged(recipe_of(*trio), tmp_path / "out")
+
+
 def test_a_nan_in_an_adapter_names_the_tensor_and_the_expert(trio, tmp_path):
     pair = {"a.lora_A.weight": torch.full((2, 8), float("nan")), "a.lora_B.weight": torch.ones(6, 2)}
     write_adapter(tmp_path / "lora", pair)

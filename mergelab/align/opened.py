@@ -13,6 +13,7 @@ from mergelab.align.pair import pair_of
 from mergelab.align.selftest import selftest
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint, Entry, read_json
+from mergelab.files.stamp import Stamp
 
 NEED_DATA = ("activations", BEST)
 
@@ -70,6 +71,11 @@ class InCoordinates(Mapping[str, Tensor]):
     def source(self) -> str:
         """What the expert is called."""
         return self.expert.source
+
+    @property
+    def stamps(self) -> Mapping[Path, Stamp]:
+        """The expert's files, as they were when they were opened."""
+        return self.expert.stamps
 
     @property
     def entries(self) -> Mapping[str, Entry]:

@@ -187,6 +187,8 @@ def _print_export(model: str, base: str, out: str, rank: int) -> None:
         print(f"{name}: relative error {error:.3g}")
     for name, why in report.left_out.items():
         print(f"not exported: {name}: {why}")
+    for note in report.notes:
+        print(f"note: {note}")
     if report.rank < rank:
         print(f"note: no matrix has rank {rank}; {report.rank}, the highest of any, holds all of every change.")
     print(f"{out}: {len(report.errors)} matrices at rank {report.rank}, largest relative error {report.worst:.3g}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mergelab.errors import MergeError, brief
 from mergelab.files.checkpoint import Entry, entries_of, read_json, read_tensor
+from mergelab.files.stamp import stamp_of
 from mergelab.maths.spectral import LowRank
 
 _PREFIX = "base_model.model."
@@ -31,13 +32,17 @@ _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations
 
 
 class Adapter:
-    """The deltas of a LoRA adapter, by the names of the base's tensors. base: what it is laid upon."""
+    """The deltas of a LoRA adapter, by the names of the base's tensors. base: what it is laid upon.
+
+    stamps: its two files, as they were when they were opened.
+    """
 
     def __init__(self, folder: Path, source: str, base: Mapping[str, Entry]):
         self.path, self.source = folder / "adapter_model.safetensors", source
-        self.config = read_json(folder / "adapter_config.json")
         if not self.path.is_file():
             raise MergeError(f"Adapter '{source}' has no adapter_model.safetensors (pickles are never opened).")
+        self.stamps = {path: stamp_of(path) for path in (self.path, folder / "adapter_config.json")}
+        self.config = read_json(folder / "adapter_config.json")
         _check_kind(self.config, source)
         self.entries = entries = entries_of(self.path, source)
         _check_floats(entries, source)

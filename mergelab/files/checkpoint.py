@@ -22,6 +22,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 _WIDTHS = {8: ("C64", "F64", "I64", "U64"), 4: ("F32", "I32", "U32"), 2: ("F16", "BF16", "I16", "U16")}
+_BESIDE = ("config.json", INDEX, "tokenizer.json")  # say what the weights are: which, tied or not, a row of which token
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -70,13 +71,18 @@ class Entry:
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The weights of a model folder. Opening reads the headers alone; a tensor is read when it is asked for."""
+    """The weights of a model folder. Opening reads the headers alone; a tensor is read when it is asked for.
+
+    stamps: each file that decides what the weights are, as it was when it was opened.
+    """
 
     def __init__(self, folder: Path, source: str):
         self.folder, self.source = folder, source
         self.entries: dict[str, Entry] = {}
+        self.stamps = {path: stamp_of(path) for file in _BESIDE if (path := folder / file).is_file()}
         placed = _weight_files(folder, source)
         for file, names in sorted(placed.items()):  # what lies in two files is taken from the one that the index names
+            self.stamps[folder / file] = stamp_of(folder / file)  # before its header: that tells where to read
             found = entries_of(folder / file, source)
             self.entries |= {n: entry for n, entry in found.items() if n in names or n not in self.entries}
         if lacking := set().union(*placed.values()) - self.entries.keys():
@@ -90,8 +96,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return read_tensor(self.folder, name, self.entries[name], self.source, rows)
 
     def stamp(self, name: str) -> Stamp:
-        """What tells a tensor's file from what it was before a change."""
-        return stamp_of(self.folder / self.entries[name].file)
+        """What tells a tensor's file, as it was when it was opened, from what it is after a change."""
+        return self.stamps[self.folder / self.entries[name].file]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

@@ -52,8 +52,10 @@ def hashed(paths: Iterable[Path]) -> Iterator[Callable[[], dict[Path, str]]]:
 
 
 def _in_its_name(path: Path) -> str:
-    name = path.resolve().name
-    return name if path.is_symlink() and _SHA256.fullmatch(name) else ""
+    """The name that the cache of the Hub has given a file, if it is a hash; '' elsewhere, whatever a link leads to."""
+    file = path.resolve()
+    cached = path.is_symlink() and file.parent.name == "blobs" and (file.parent.parent / "snapshots").is_dir()
+    return file.name if cached and _SHA256.fullmatch(file.name) else ""
 
 
 def _job(path: Path, start: Callable[[Path, Future], None]) -> Future:

@@ -33,7 +33,7 @@ def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
     """MergeError if a file is not what it was when it was stamped. Other rights or links to it are no change."""
     for path, stamp in stamps.items():
         if stamp_of(path)._replace(put=stamp.put) != stamp:
-            raise MergeError(f"'{path}' was changed while it was merged, so nothing was written. Merge again.")
+            raise MergeError(f"'{path}' was changed after it was opened, so nothing was made of it. Run this again.")
 
 
 def unreadable(path: Path, error: OSError) -> MergeError:

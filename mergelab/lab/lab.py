@@ -23,6 +23,7 @@ from mergelab.lab import lent
 from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis, with_all_settings
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
+from mergelab.lab.state import folder_state, recipe_state, source_state
 from mergelab.lab.visits import Visits, own_folder
 from mergelab.limits import Limits
 from mergelab.merging.devices import device_named
@@ -49,11 +50,12 @@ IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to 
 
 @dataclass(frozen=True)
 class Run:
-    """A merge that was made: its recipe, its report and the folder that holds it."""
+    """A merge that was made: its recipe, its report and the folder that holds it. state: of what it was made from."""
 
     recipe: Recipe
     report: Report
     folder: Path
+    state: str = ""
 
     @property
     def sha256(self) -> str:
@@ -132,15 +134,17 @@ class Lab:
         return plan(recipe)
 
     def analyse(self, recipe: Recipe) -> Generator[Step, None, Report]:
-        """Measure what a recipe would do. Returns its report, spectra included; kept under the recipe's hash.
+        """Measure what a recipe would do. Returns its report, spectra included; kept under its `analysis_key`.
 
         That of an example is there already.
         """
-        work, full = self.opened(recipe), with_all_settings(recipe)
-        if full.hash in self.analyses:
-            return self.analyses[full.hash]
-        report = shipped_analysis(full) or (yield from lent.analysed(work, self.device))
-        self.analyses.keep(full.hash, report)
+        work, state = self.opened(recipe), recipe_state(recipe)
+        key = analysis_key(replace(work.recipe, settings=work.settings))
+        if key in self.analyses:
+            return self.analyses[key]
+        shipped = None if state else shipped_analysis(with_all_settings(recipe))
+        report = shipped or (yield from lent.analysed(work, self.device))
+        self.analyses.keep(key, report)
         return report
 
     def merge(self, recipe: Recipe, ours: bool = False) -> Generator[Step, None, Run]:
@@ -148,7 +152,7 @@ class Lab:
 
         ours: a recipe of our own making, let in before; it may name folders of ours.
         """
-        work = plan(recipe) if ours else self.opened(recipe)
+        work, state = plan(recipe) if ours else self.opened(recipe), recipe_state(recipe)
         home = Path(tempfile.mkdtemp(prefix=f"{recipe.hash}-", dir=self.home))
         try:
             out = home / f"{recipe.method}-{len(recipe.experts)}-experts"
@@ -156,12 +160,13 @@ class Lab:
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
             raise
-        run = Run(replace(recipe, settings=work.settings), report, out)
+        run = Run(replace(recipe, settings=work.settings), report, out, state)
         self.runs.keep(home.name, run)
         return run
 
     def merged(self, recipe: Recipe) -> Generator[Step, None, Run]:
         """The run of a recipe: one that is kept, else made now."""
+        self.limits.check(recipe)
         full = with_all_settings(recipe)
         return self.run_of(full) or (yield from self.merge(recipe))
 
@@ -176,10 +181,10 @@ class Lab:
         raise MergeError("That merge is not kept any more. Press Merge again.")
 
     def run_of(self, recipe: Recipe) -> Run | None:
-        """The newest kept run of the visitor's own that a recipe made."""
-        runs = self._own_runs()
+        """The newest kept run of the visitor's own that a recipe made of the files as they are now."""
+        runs, state = self._own_runs(), recipe_state(recipe)
         known = [run for key, run in runs.items() if run.recipe == recipe or key.startswith(f"{recipe.hash}-")]
-        return known[-1] if known else None
+        return next((run for run in reversed(known) if run.state == state), None)
 
     def _own_runs(self) -> dict[str, Run]:
         """The kept runs of whoever asks whose weights are still there."""
@@ -208,14 +213,16 @@ class Lab:
         if folder is not None and (folder / "config.json").is_file():
             return folder
         alone = Recipe(base, (Expert(source),), "linear")
+        self.limits.check(alone)
+        key = alone.hash + recipe_state(alone)
 
         def written() -> Path:
-            out = self._written / alone.hash / alone.names[0]
+            out = self._written / key / alone.names[0]
             for _ in merge(self.opened(alone), out, self._device()):
                 pass
             return out
 
-        return self._adapters.get_or_make(alone.hash, written)
+        return self._adapters.get_or_make(key, written)
 
     def scores(self, run: Run) -> Generator[Step, None, Board]:
         """Base, experts and the run on the tasks of its bundled experts, as `scoreboard`; nothing for other experts."""
@@ -230,7 +237,12 @@ class Lab:
         return run
 
     def whole_report(self, run: Run) -> Generator[Step, None, Report]:
-        """All that is known of a run in one report: its analysis with the spectra, its hashes, its scores."""
+        """All that is known of a run in one report: its analysis with the spectra, its hashes, its scores.
+
+        MergeError if what it was made from has changed since.
+        """
+        if run.state != recipe_state(run.recipe):
+            raise MergeError("A model of this merge has changed since, so it cannot be measured any more. Merge again.")
         analysis, own = (yield from self.analyse(run.recipe)), run.report
         same = ("sha256", "inputs", "skipped", "alignment", "seconds", "peak_memory_mb", "device", "versions", "scores")
         notes = tuple(dict.fromkeys((*own.notes, *analysis.notes)))
@@ -271,7 +283,8 @@ class Lab:
         own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
         free = everyone or asked is not None
         work = [(m, q) for m in models for q in questions if free or m not in experts or (experts[m], q.task) in own]
-        keys = {(m, q): (str(models[m]), recipe.base, q) for m, q in work if not isinstance(models[m], Running)}
+        kept_as = {m: _scored_as(at, recipe.base) for m, at in models.items() if not isinstance(at, Running)}
+        keys = {(m, q): (*kept_as[m], q) for m, q in work if m in kept_as}
         known = {pair: self._scores[key] for pair, key in keys.items() if key in self._scores}
         board = yield from scoreboard(
             {name: partial(self._made_to_run, model, recipe.base) for name, model in models.items()},
@@ -305,10 +318,10 @@ class Lab:
 
     def using(self, folder: Path) -> AbstractContextManager[Running]:
         """The model in a folder, loaded; it stays loaded as long as it is in use."""
-        return self._models.using(str(folder), lambda: running(folder))
+        return self._models.using(_loaded_as(folder), lambda: running(folder))
 
     def _running(self, folder: Path) -> Running:
-        return self._models.get_or_make(str(folder), lambda: running(folder))
+        return self._models.get_or_make(_loaded_as(folder), lambda: running(folder))
 
     def _device(self):
         return device_named(self.device)
@@ -342,9 +355,25 @@ def experts_by_task(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def analysis_key(recipe: Recipe) -> str:
+    """What the analysis of a recipe with all its settings is kept under: another key once its models have changed."""
+    return recipe.hash + recipe_state(recipe)
+
+
 def comparison_key(one: Run, other: Run) -> str:
-    """What a comparison of two runs is kept under."""
-    return f"{one.folder}|{other.folder}"
+    """What a comparison of two runs is kept under: with the files of their base as they are now."""
+    return f"{one.folder}|{other.folder}|{source_state(one.recipe.base)}"
+
+
+def _scored_as(model: str | Path, base: str) -> tuple[str, ...]:
+    """What the scores of a model are kept under."""
+    state = source_state(model) if isinstance(model, str) else folder_state(model)
+    return str(model), state, base, source_state(base)
+
+
+def _loaded_as(folder: Path) -> str:
+    """What a loaded model is kept under."""
+    return f"{folder}|{folder_state(folder)}"
 
 
 def own_questions(recipe: Recipe) -> list[Questions]:

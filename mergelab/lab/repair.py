@@ -23,6 +23,7 @@ from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
 from mergelab.lab.lab import Lab, Run, own_tasks
 from mergelab.lab.saved import zipped
+from mergelab.lab.state import source_state
 from mergelab.merging.merge import merge
 from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
@@ -210,7 +211,7 @@ class RepairLab:
 
     def patch(self, run: Run, source: str, lines: tuple[Sample, ...] = ()) -> Patch:
         """TACT of a kept merge for one expert's task, on its bundled prompts or on the given ones. Fitted once."""
-        key = f"{run.folder} {source} {hash(lines)}"
+        key = f"{run.folder} {source} {source_state(source)} {source_state(run.recipe.base)} {hash(lines)}"
 
         def made() -> Patch:
             trial = Trial(run.recipe, lines=lines)

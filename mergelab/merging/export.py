@@ -5,6 +5,7 @@ matrix of rank r (Eckart and Young). Written as peft reads it, with lora_alpha =
 """
 
 import json
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,21 +19,32 @@ from mergelab.errors import MergeError, broken
 from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
+from mergelab.files.stamp import check_unchanged
 from mergelab.markdown import code, plain
 from mergelab.maths.inner import finite
 from mergelab.maths.spectral import factors
 from mergelab.merging.output import new_folder
-from mergelab.planning.fit import Fitted, fit, fitted
-from mergelab.planning.opened import opened_base
+from mergelab.planning.fit import Fit, Fitted, fit, fitted, only_theirs
+from mergelab.planning.opened import opened_base, tied_heads
 from mergelab.planning.plan import is_matrix, is_table, names_to_merge
 
-_STORES_IN_OUT = ("gpt2", "openai-gpt")  # their matrices are Conv1D's: (in, out)
+_WITH_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")  # of these models: stored as (in, out)
+# What a class of transformers does -> peft's word for it.
+_TASKS = {
+    re.compile(r"ForCausalLM$|LMHeadModel$"): "CAUSAL_LM",
+    re.compile(r"ForSequenceClassification$"): "SEQ_CLS",
+    re.compile(r"ForTokenClassification$"): "TOKEN_CLS",
+    re.compile(r"ForQuestionAnswering$"): "QUESTION_ANS",
+    re.compile(r"ForConditionalGeneration$"): "SEQ_2_SEQ_LM",
+    re.compile(r"(?<!DoubleHeads)(?<!EncoderDecoder)Model$"): "FEATURE_EXTRACTION",
+}
 
 
 @dataclass(frozen=True)
 class LoraReport:
     """What was exported. rank: the highest of a matrix, at most what was asked. errors: tensor -> ‖Δ - B A‖ / ‖Δ‖, 0…1.
-    left_out: what changed and is not in the adapter.
+    left_out: what changed or only the model has and is not in the adapter, with the reason. notes: on names and tokens.
     """
 
     model: str
@@ -41,6 +53,7 @@ class LoraReport:
     ranks: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -59,14 +72,14 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
         raise MergeError(
             f"'{model}' is an adapter already. Name a full model, or merge the adapter into its base first."
         )
-    start, end = opened_base(base), Checkpoint(folder, model)
+    start, own = opened_base(base), Checkpoint(folder, model)
     names = names_to_merge(start)
-    found = fit(Path(model).name, end, start, names, "refuse", "refuse")
+    found = fit(Path(model).name, own, start, names, "refuse", "refuse")
     if found.problems:
         raise MergeError(found.problems[0])
-    end = fitted(end, start, found)
+    end = fitted(own, start, found)
     tensors: dict[str, Tensor] = {}
-    ranks, errors, left_out = {}, {}, {}
+    ranks, errors, left_out = {}, {}, _without_a_place(own, start, found)
     with new_folder(out) as folder:
         for name in names:
             delta = _change(name, start, end)
@@ -75,16 +88,17 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
             if why := _unfit(name, delta, start):
                 left_out[name] = f"{why}; its change is {_share(delta, start[name]):.2g} of its size"
                 continue
-            delta = delta.T if start.config.get("model_type") in _STORES_IN_OUT else delta
+            delta = delta.T if _is_conv1d(name, start) else delta
             a, b, errors[name] = _pair(name, delta, rank)
             module, ranks[name] = f"base_model.model.{name.removesuffix('.weight')}", len(a)
             tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
             yield name, errors[name]
         if not tensors:
             raise MergeError(f"No matrix of '{model}' differs from '{base}': there is nothing to export.")
-        report = LoraReport(model, base, min(rank, max(ranks.values())), ranks, errors, left_out)
+        report = LoraReport(model, base, min(rank, max(ranks.values())), ranks, errors, left_out, tuple(found.notes))
+        check_unchanged({**end.stamps, **start.stamps})
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_papers(folder, report, start.config.get("model_type") in _STORES_IN_OUT)
+        _write_papers(folder, report, start)
     return report
 
 
@@ -92,6 +106,32 @@ def check_rank(rank: int) -> None:
     """MergeError for a rank that no adapter can have."""
     if type(rank) is not int or rank < 1:
         raise MergeError(f"The rank of an adapter must be a whole number, at least 1, not {rank!r}.")
+
+
+def _without_a_place(own: Checkpoint, base: Checkpoint, found: Fit) -> dict[str, str]:
+    """The model's tensors that no change of a matrix of the base stands for, each with the reason."""
+    extra = only_theirs(own, base, found) - {*tied_heads(own)}
+    left_out = dict.fromkeys(sorted(extra), "the base has no such tensor")
+    if own.config.get("tie_word_embeddings") is False:
+        left_out |= {n: "the base ties its head to its embeddings" for n in tied_heads(base) if n in own}
+    for name, entry in base.entries.items():
+        if not entry.mergeable and name in own and not torch.equal(base[name], own[name]):
+            left_out[name] = f"{entry.dtype}, no floating-point weights"
+    return left_out
+
+
+def _is_conv1d(name: str, base: Checkpoint) -> bool:
+    """Whether a matrix lies as (in, out); all others are those of linear layers, (out, in)."""
+    return base.config.get("model_type") in _WITH_CONV1D and bool(_CONV1D.search(name))
+
+
+def _task_type(config: Mapping[str, Any]) -> str | None:
+    """Peft's word for what a model does, by its class; None if it has none for that, or the class is not said."""
+    classes = config.get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    task = next((task for ending, task in _TASKS.items() if ending.search(name)), None)
+    needed = {"SEQ_2_SEQ_LM": "is_encoder_decoder", "FEATURE_EXTRACTION": "vocab_size"}  # else it is one of pictures
+    return task if task not in needed or config.get(needed[task]) else None
 
 
 def _change(name: str, base: Checkpoint, model: Checkpoint | Fitted) -> Tensor:
@@ -135,19 +175,20 @@ def _share(delta: Tensor, base: Tensor) -> float:
     return float(torch.linalg.vector_norm(delta) / max(float(torch.linalg.vector_norm(base.double())), 1e-30))
 
 
-def _write_papers(folder: Path, report: LoraReport, stores_in_out: bool) -> None:
+def _write_papers(folder: Path, report: LoraReport, base: Checkpoint) -> None:
+    task = _task_type(base.config)
     modules = {name.removesuffix(".weight"): rank for name, rank in report.ranks.items()}
     other = {module: rank for module, rank in modules.items() if rank != report.rank}
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        **({"task_type": task} if task else {}),
         "base_model_name_or_path": report.base,
         "r": report.rank,
         "lora_alpha": report.rank,
         "rank_pattern": other,
         "alpha_pattern": other,
         "target_modules": sorted(modules),
-        "fan_in_fan_out": stores_in_out,
+        "fan_in_fan_out": any(_is_conv1d(name, base) for name in report.ranks),
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.files.sources import revision_of
-from mergelab.files.stamp import Stamp, stamp_of
+from mergelab.files.stamp import Stamp
 from mergelab.planning.plan import Plan
 
 
 def input_files(plan: Plan) -> dict[str, list[Path]]:
-    """Source -> the files of it that decide the weights."""
+    """Source -> the files of it that hold the weights; of an adapter its configuration, too."""
     found = {plan.recipe.base: _paths(plan.base.folder, files_of(plan.base))}
     for expert in plan.experts:
         if expert.checkpoint is not None:
@@ -23,8 +23,9 @@ def input_files(plan: Plan) -> dict[str, list[Path]]:
 
 
 def stamps(plan: Plan) -> dict[Path, Stamp]:
-    """Each of these files as it is now."""
-    return {path: stamp_of(path) for paths in input_files(plan).values() for path in paths}
+    """Each file that decides the weights, configuration and tokenizer too, as it was when the plan first opened it."""
+    opened = [part for expert in plan.experts for part in (expert.checkpoint, expert.adapter) if part is not None]
+    return {path: stamp for part in [*reversed(opened), plan.base] for path, stamp in part.stamps.items()}
 
 
 def inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, dict[str, str]]:

@@ -3,9 +3,12 @@
 This room knows tensors and reports, and no file. A tensor that is merged in parts is measured in parts.
 """
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
+from mergelab.errors import MergeError
 from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
 from mergelab.maths.spectral import factors, no_vectors
 from mergelab.maths.tall import Tall
@@ -37,9 +40,11 @@ class Measures:
             self.deltas.append(merged.delta)
 
     def report(self, layer: Layer, merged: Merged, shape: tuple[int, ...]) -> LayerReport:
-        """What there is to say. layer, merged: the last part, or the whole."""
+        """What there is to say. layer, merged: the last part, or the whole. MergeError if float64 cannot say it."""
         size = self.base**0.5 or 1.0
         norms = self.products.diagonal().sqrt().tolist()
+        if not all(map(isfinite, (size, self.merged, *norms))):
+            raise MergeError(f"'{layer.name}' holds numbers too large for their squares to be summed: scale it down.")
         facts = {
             **merged.facts,
             **shares(self.counts),

@@ -24,7 +24,7 @@ from mergelab.maths.spectral import LowRank, dense
 from mergelab.maths.tall import Pieces, Tall
 from mergelab.merging.devices import Team, team
 from mergelab.merging.diagnosis import diagnosis, remarks
-from mergelab.merging.inputs import inputs, stamps
+from mergelab.merging.inputs import input_files, inputs, stamps
 from mergelab.merging.journal import fingerprint
 from mergelab.merging.measure import Measures
 from mergelab.merging.memory import is_lack_of_memory, peak_mb
@@ -44,12 +44,14 @@ def inspect(
 ) -> Progress:
     """Measure what the recipe would do, spectra included; write nothing. workers: threads (None: one per core).
 
-    diagnose: more facts (diagnosis.py), at more cost.
+    diagnose: more facts (diagnosis.py), at more cost. MergeError if an input has changed since the plan was made.
     """
-    started, crew = time.monotonic(), team()
+    started, crew, opened = time.monotonic(), team(), stamps(plan)
+    crew.each(lambda: check_unchanged(opened))
     job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
     count, why = workers_fitting(plan, device, workers)
     layers = yield from _shared(job, crew, {}, count)
+    crew.each(lambda: check_unchanged(opened))
     return _report(plan, layers, started, device, (*why, *job.kept.notes))
 
 
@@ -57,9 +59,11 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
     """Write the merged model to `out` as a Hugging Face folder. It appears there whole, or not at all.
 
     What a killed process has left of the same merge is gone on with. Under a launcher each process does its share.
-    MergeError if an input is not the same at the end as at the beginning.
+    MergeError if an input is not the same at the end as when the plan was made.
     """
-    started, crew, mark, begun_with = time.monotonic(), team(), fingerprint(plan, device), stamps(plan)
+    started, crew, mark, opened = time.monotonic(), team(), fingerprint(plan, device), stamps(plan)
+    sizes = {path: opened[path].size for paths in input_files(plan).values() for path in paths}
+    crew.each(lambda: check_unchanged(opened))
     with ExitStack() as stack:
 
         def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
@@ -69,16 +73,16 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
 
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
-        digests = stack.enter_context(hashed(crew.share({path: stamp.size for path, stamp in begun_with.items()})))
+        digests = stack.enter_context(hashed(crew.share(sizes)))
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)
-        crew.each(lambda: check_unchanged(begun_with))
+        crew.each(lambda: check_unchanged(opened))
         known = {path: digest for share in crew.each(digests) for path, digest in share.items()}
         notes = (*notes, *_taken_over(done), *why, *job.kept.notes)
         report = _report(plan, layers, started, device, notes)
         if crew.is_first:
             report = replace(report, sha256=job.weights.finish(), inputs=inputs(plan, known))
-            check_unchanged(begun_with)  # not one of them, while all of that was read
+            check_unchanged(opened)  # not one of them, while all of that was read
             write_papers(folder, plan, report)
     return report
 
@@ -118,7 +122,7 @@ class _Job:
         whole = self.diagnose or (self.weights is None and self.plan.decomposes(name) and not rowwise)
         some = [None] if whole else parts(self.plan, name)
         in_rows = rowwise and len(some) > 1
-        origins = self.plan.origins(name)  # before the first byte is read, so that a change since would be seen
+        origins = self.plan.origins(name)
         seen = self._surveyed(name, some) if len(some) > 1 and not in_rows else None
         shared = remembered(self.kept.factorise(self._tall(name, some), origins)) if in_rows else None
         for rows in some:

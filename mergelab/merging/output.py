@@ -6,12 +6,14 @@ process that is killed the hidden folder stays, and the same merge to the same p
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from torch import Tensor
@@ -29,7 +31,8 @@ from mergelab.planning.plan import Plan
 from mergelab.recipes.recipe import Expert
 from mergelab.report import LayerReport, Report
 
-_NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json")
+# Of the base's weights alone: where they lie, how they came about.
+_NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json", "alignment.json", "repair.json", "repair-*.json")
 _LOCK = "lock"  # held by the process that merges, for as long as it lives
 
 
@@ -46,8 +49,7 @@ def new_folder(
     place, missing = free_place(out)
     partial = _partial(place, mark or uuid4().hex[:12])
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = locked(partial / _LOCK)
+        lock = _claimed(partial)
     except OSError as error:
         _remove_empty(missing)
         raise MergeError(_refusal(error, out)) from error
@@ -56,10 +58,10 @@ def new_folder(
     kept = False
     try:
         yield partial
-        (partial / _LOCK).unlink()
         if place.is_dir():
             place.rmdir()  # it is empty
         partial.rename(place)
+        (place / _LOCK).unlink()  # not before: a hidden folder without it would be nobody's, and stay
     except OSError as error:
         raise MergeError(_refusal(error, out)) from error
     except BaseException as error:
@@ -84,6 +86,18 @@ def is_unfinished(out: str | Path, mark: str) -> bool:
         raise MergeError(_refusal(error, out)) from error
 
 
+def _claimed(partial: Path) -> IO[bytes] | None:
+    """The lock of a hidden folder, which is made if it is not there; None if another process holds it."""
+    path = partial / _LOCK
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed under our hands, as what a killed merge had left: make it anew
+            lock = locked(path)
+            if lock is None or (path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())):
+                return lock
+            lock.close()
+
+
 def _partial(place: Path, mark: str) -> Path:
     return place.with_name(f".{place.name}.{mark}.partial")
 
@@ -93,21 +107,30 @@ def remove_leftovers(out: str | Path, mark: str) -> tuple[str, ...]:
     place, _ = free_place(out)
     ours, found = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}\.partial"), 0
     for folder in place.parent.iterdir() if place.parent.is_dir() else ():
-        if ours.fullmatch(folder.name) and mark not in folder.name and (folder / _LOCK).is_file():
+        if ours.fullmatch(folder.name) and mark not in folder.name:
             with suppress(OSError):
-                if lock := locked(folder / _LOCK, sure=True):
-                    shutil.rmtree(folder)
-                    lock.close()
+                if _is_begun(folder) and (lock := locked(folder / _LOCK, sure=True)):
+                    with lock:
+                        shutil.rmtree(folder)
                     found += 1
     return ("What another merge to this place had left unfinished was removed.",) * bool(found)
 
 
+def _is_begun(folder: Path) -> bool:
+    """Whether a hidden folder has more in it than its lock: one that has not may be about to be locked."""
+    names = {path.name for path in folder.iterdir()}
+    return _LOCK in names and len(names) > 1
+
+
 def free_place(out: str | Path) -> tuple[Path, list[Path]]:
-    """The path of `out`, and its parents that are not there; MergeError if it is taken."""
+    """The path of `out`, and its parents that are not there; MergeError if it is taken, or cannot be replaced."""
     try:
         place = Path(out).expanduser().resolve()
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise MergeError(f"'{out}' exists already. Name a new folder: nothing is overwritten.")
+        if place.is_dir() and (place.samefile(os.curdir) or place.is_mount()):
+            what = "a disk of its own" if place.is_mount() else "the folder that you are in"
+            raise MergeError(f"'{out}' is {what}: nothing can take its place whole. Name a new folder inside it.")
         return place, [parent for parent in place.parents if not parent.exists()]
     except (OSError, RuntimeError, ValueError) as error:
         raise MergeError(_refusal(error, out)) from error

@@ -18,6 +18,7 @@ from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import INDEX, SINGLE, Checkpoint
 from mergelab.files.shards import ShardWriter
 from mergelab.files.sources import folder_of
+from mergelab.files.stamp import check_unchanged
 from mergelab.markdown import plain
 from mergelab.merging.output import companions, new_folder
 from mergelab.model import built, outputs, probe
@@ -56,6 +57,7 @@ def realigned(
         facts = {"expert": expert, "reference": reference, **view.facts(), "difference": _difference(own, written)}
         for path in companions(own.folder):
             shutil.copyfile(path, folder / path.name)
+        check_unchanged({**target.stamps, **own.stamps})
         (folder / "alignment.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "README.md").write_text(_card(facts), encoding="utf-8")
     return facts

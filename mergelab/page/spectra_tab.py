@@ -9,7 +9,7 @@ import gradio as gr
 from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.gallery import with_all_settings
-from mergelab.lab.lab import Lab, start_analysis
+from mergelab.lab.lab import Lab, analysis_key, start_analysis
 from mergelab.lab.saved import saved_analysis
 from mergelab.page import spectra_words as words
 from mergelab.page.form import Form
@@ -128,7 +128,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
         module = plots.layer_named(report, module or "").name if report.decomposed else None
         csv, json = (str(path) for path in saved_analysis(lab, report))
         return {
-            shown: Recipe.from_dict(report.recipe).hash,
+            shown: analysis_key(Recipe.from_dict(report.recipe)),
             facts: gr.update(choices=list(report.facts), value=fact),
             modules: gr.update(choices=_modules(report), value=module),
             about: words.about(report),
@@ -149,7 +149,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     def is_shown(data: dict) -> bool:
         """Whether the pictures are of this recipe already: a link or an example filled the form and drew them."""
         try:
-            return with_all_settings(form.recipe(data)).hash == data[shown]
+            return analysis_key(with_all_settings(form.recipe(data))) == data[shown]
         except MergeError:
             return False
 

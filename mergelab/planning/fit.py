@@ -36,7 +36,7 @@ class Fitted(Mapping[str, Tensor]):
 
     def __init__(self, own: Checkpoint, base: Checkpoint, fit: Fit):
         self.own, self.base, self.fit = own, base, fit
-        self.folder, self.source, self.config = own.folder, own.source, own.config
+        self.folder, self.source, self.config, self.stamps = own.folder, own.source, own.config, own.stamps
         theirs = {name: own.entries.get(fit.renamed.get(name, name)) for name in {*own.entries, *fit.renamed}}
         found = {name: entry for name, entry in theirs.items() if entry and name not in fit.rows}
         self.entries: dict[str, Entry] = found | {name: base.entries[name] for name in fit.rows}

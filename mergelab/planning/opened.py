@@ -35,10 +35,14 @@ class OpenedExpert:
         stored: the base's entries as they lie in its file. An expert that holds the very same has an `unmoved` delta.
         """
         delta = self._delta(name, stored, base, rows)
-        parts = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
-        if not all(map(finite, parts)):
-            raise broken(name, f"expert '{self.name}'")
-        return delta
+        if _is_finite(delta):
+            return delta
+        if _is_finite(self._delta(name, stored.double(), base.double(), rows)):
+            raise MergeError(
+                f"The change of '{name}' in expert '{self.name}' is beyond the range of float32, in which it is merged "
+                "with this base. Take another checkpoint of it."
+            )
+        raise broken(name, f"expert '{self.name}'")
 
     def _delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None) -> Delta:
         if isinstance(self.checkpoint, InCoordinates):
@@ -120,6 +124,10 @@ def tied_heads(base: Checkpoint) -> tuple[str, ...]:
     """Output heads that config.json ties to the embeddings: transformers neither wants nor writes them."""
     tied = base.config.get("tie_word_embeddings") is True
     return tuple(name for name in base if tied and _HEAD.search(name) and len(base) > 1)
+
+
+def _is_finite(delta: Delta) -> bool:
+    return all(map(finite, (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)))
 
 
 def _difference(own: Tensor, base: Tensor) -> Tensor:

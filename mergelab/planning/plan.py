@@ -20,7 +20,7 @@ from mergelab.errors import MergeError, broken
 from mergelab.files.checkpoint import FLOATS, Checkpoint
 from mergelab.files.sources import folder_of, is_same_source
 from mergelab.files.tokenizer import check_tokenizer, chosen_template
-from mergelab.files.vocabulary import embedding_among
+from mergelab.files.vocabulary import embedding_among, has_row_per_token
 from mergelab.maths.inner import finite
 from mergelab.maths.spectral import Delta
 from mergelab.method import Layer, MergeMethod, method_named, step_named
@@ -104,8 +104,18 @@ class Plan:
         base = widened(stored)
         deltas = tuple(expert.delta(name, stored, base, rows).to(device) for expert in self.experts)
         weights = torch.tensor(self.weights_at(name), dtype=torch.float64, device=device)
-        named = {"experts": self.recipe.names, "seed": self.recipe.seed}
+        named = {"experts": self.recipe.names, "seed": self.recipe.seed, "drawn_as": self.drawn_as(name)}
         return Layer(name, base.to(device), deltas, weights, self.decomposes(name), **named)
+
+    def drawn_as(self, name: str) -> str:
+        """The name that a tensor's random numbers go by: that of the first table of tokens of its shape, or its own.
+
+        Embeddings and a head that are one table in memory are often two in a file, and not every configuration says so:
+        by the same numbers they stay equal.
+        """
+        shape = self.base.entries[name].shape
+        alike = (n for n in self.names if has_row_per_token(n) and self.base.entries[n].shape == shape)
+        return next(alike, name) if has_row_per_token(name) else name
 
     def delta(self, name: str, expert: int, device: torch.device | str, rows: slice | None = None) -> Delta:
         """What one expert changes of a tensor, or of some rows of it; expert: its place. MergeError as of `layer`."""
@@ -305,6 +315,8 @@ def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) 
             notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
         elif before := next((e.name for e in experts[:i] if _places(e) == _places(expert)), None):
             notes.append(f"Expert '{expert.name}' is the same as expert '{before}': it counts twice.")
+    if not (base.folder / "config.json").is_file():
+        notes.append("The base has no config.json, so the merge has none: transformers cannot load it.")
     if base.config.get("auto_map"):
         notes.append("The base's config.json points to Python code, which is not copied.")
     return tuple(notes)

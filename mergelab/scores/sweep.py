@@ -16,9 +16,11 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS
+from mergelab.files.stamp import check_unchanged
 from mergelab.maths.inner import inner_products, norm
 from mergelab.maths.signs import NO_MASS
 from mergelab.maths.spectral import Factors, LowRank
+from mergelab.merging.inputs import stamps
 from mergelab.merging.memory import installed
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
@@ -127,6 +129,7 @@ def _point(
     workers, _ = workers_fitting(work, layers.device, None)
     for name in walked(costs(work), done, workers):
         yield replace(step, name=f"{step.name} · {name}")
+    check_unchanged(stamps(work))
     scores: tuple[TaskScore, ...] = ()
     if resident and scorer:
         job = scorer(resident.run, work.recipe)
