@@ -1,6 +1,10 @@
 """What a user can get wrong in the files is one clear MergeError that names the culprit, before any work is done."""
 
+import builtins
+import errno
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -237,6 +241,42 @@ def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_counts(tmp_path,
     index["weight_map"]["twice"] = named
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert Checkpoint(folder, "model")["twice"].unique().tolist() == [1.0]
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """forbidden(path): from now on nobody may read that file or folder (root may read all that has no rights)."""
+
+    def forbid(path):
+        real = {"open": builtins.open, "access": os.access}
+
+        def refusing(name, *given, **more):
+            if os.fspath(name) == str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+            return real["open"](name, *given, **more)
+
+        monkeypatch.setattr(builtins, "open", refusing)
+        monkeypatch.setattr(os, "access", lambda name, *given: name != path and real["access"](name, *given))
+
+    return forbid
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "'{path}' cannot be looked into: permission denied"),
+        ("model.safetensors", "Cannot read '{path}': Permission denied"),
+        ("LICENSE", "Cannot read '{path}': Permission denied"),
+    ],
+    ids=["folder", "weights", "companion"],
+)
+def test_what_may_not_be_read_is_said_by_check_and_before_any_tensor_is_merged(trio, place, said, forbidden):
+    (trio[0] / "LICENSE").write_text("free")
+    path = trio[0] / place
+    forbidden(path)
+    with pytest.raises(MergeError, match=re.escape(said.format(path=path))) as caught:
+        plan(recipe_of(*trio))
+    assert str(caught.value) in check(recipe_of(*trio)).problems
 
 
 def test_what_stands_behind_a_plus_must_be_an_adapter(trio):

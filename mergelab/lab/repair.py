@@ -19,12 +19,12 @@ from mergelab.align.calibration import bundled_batches
 from mergelab.assets import bundled
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.sources import companions
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
 from mergelab.lab.lab import Lab, Run, own_tasks
 from mergelab.lab.saved import zipped
 from mergelab.merging.merge import merge
-from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
 from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Recipe

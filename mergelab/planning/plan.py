@@ -18,8 +18,9 @@ from mergelab.align.calibration import bundled_batches
 from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError, broken
 from mergelab.files.checkpoint import FLOATS, Checkpoint
-from mergelab.files.sources import folder_of, is_same_source
-from mergelab.files.tokenizer import check_tokenizer, chosen_template
+from mergelab.files.sources import companions, folder_of, is_same_source
+from mergelab.files.stamp import check_readable
+from mergelab.files.tokenizer import check_tokenizer, chosen_template, tokenizer_files
 from mergelab.files.vocabulary import embedding_among
 from mergelab.maths.inner import finite
 from mergelab.maths.spectral import Delta
@@ -174,6 +175,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
     notes = (*_idle_notes(recipe, method), *_notes(recipe, base, experts), *(n for found in fits for n in found.notes))
     tokenizer, template = _tokenizer(recipe, base, experts, find)
+    check_readable([*companions(base.folder), *(tokenizer_files(tokenizer) if tokenizer else ())])
     found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
     made = Plan(recipe, method, settings, base, experts, *found)
     for name in names:
