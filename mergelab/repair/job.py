@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from mergelab.errors import MergeError, did_you_mean
+from mergelab.files.adapter import is_adapter
 from mergelab.files.sources import folder_of
 from mergelab.merging.merge import merge
 from mergelab.merging.output import new_folder
@@ -27,7 +28,7 @@ from mergelab.repair.export import takes_shifts, weights_sha256, write_body, wri
 from mergelab.repair.head import has_head, with_head
 from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, read_data
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT
-from mergelab.repair.statistics import Batch
+from mergelab.repair.statistics import Batch, tried
 from mergelab.report import RepairReport
 from mergelab.tasks import own_score
 
@@ -145,6 +146,7 @@ def _data(wanted: Wanted, expert: Running, most: int) -> tuple[Score | None, lis
     given = read_data(wanted.data) if wanted.data is not None else ()
     if wanted.data is not None and wanted.data.endswith(TENSORS):
         batches = [{key: tensor[:most] for key, tensor in batch.items()} for batch in given]
+        tried(expert.model, batches[0])
         return own_score(wanted.expert, expert.tokenizer), batches
     found = subject(wanted.name, wanted.expert, expert, most, given)
     return found.score, found.batches
@@ -174,7 +176,8 @@ def _whole(source: str, order: Order, scratch: Path) -> Path:
     """
     alone = "+" not in source or Path(source).is_dir()
     folder = folder_of(source) if alone else None
-    if folder is not None and (folder / "config.json").is_file() and not order.aligned:
+    whole = folder is not None and (folder / "config.json").is_file() and not is_adapter(folder)
+    if whole and not order.aligned:
         return folder
     base = order.recipe.base if order.recipe else source.partition("+")[0]
     if alone and order.recipe is None:

@@ -17,7 +17,7 @@ from mergelab.tasks import own_pictures, own_task
 
 AUTO = "auto"  # the mode: affine where it can be written, else rms
 TENSORS = ".safetensors"  # the end of a calibration file that holds a model's inputs, and not prompts
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w-][\w.-]{0,99}")  # names a folder, which is not hidden
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def check_order(order: Order) -> None:
         raise MergeError("Name at least one task to repair for: --task NAME=EXPERT.")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise MergeError(f"'{name}' cannot name a task: use letters, digits, '-', '_' and '.'.")
+            allowed = "use up to 100 letters, digits, '-', '_' and '.', the first of them no '.'"
+            raise MergeError(f"'{name}' cannot name a task, and the folder of its repair: {allowed}.")
         if names.count(name) > 1:
             raise MergeError(f"Two tasks are called '{name}'. Give each a name of its own: --task NAME=EXPERT.")
     if order.mode not in (AUTO, *MODES):
