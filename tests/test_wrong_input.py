@@ -310,16 +310,24 @@ def test_methods_settings_and_the_number_of_experts_are_checked_before_any_file_
         plan(recipe_of("/nowhere", "/one", method="core_space", settings={"inner": "tie"}))
 
 
-@pytest.mark.parametrize("method, switch", [("linear", "normalize"), ("multislerp", "normalize_weights")])
-def test_weights_that_add_up_to_nothing_have_no_average_and_no_plan(trio, method, switch):
+@pytest.mark.parametrize(
+    ("method", "settings", "hint", "mended"),
+    [
+        ("linear", {}, "'normalize: false'", {"normalize": False}),
+        ("multislerp", {}, "'normalize_weights: false'", {"normalize_weights": False}),
+        ("core_space", {"inner": "linear"}, "'inner: task_arithmetic'", {"inner": "task_arithmetic"}),
+    ],
+    ids=["linear", "multislerp", "core_space"],
+)
+def test_weights_that_add_up_to_nothing_have_no_average_and_no_plan(trio, method, settings, hint, mended):
     varying = [{"filter": "b.", "value": -1.0}, {"value": 1.0}]
     for weight in (-1.0, varying):
         experts = (Expert(str(trio[1])), Expert(str(trio[2]), weight))
-        recipe = Recipe(str(trio[0]), experts, method)
-        with pytest.raises(MergeError, match=f"add up to 0. Change a weight, or set '{switch}: false'") as caught:
+        recipe = Recipe(str(trio[0]), experts, method, settings)
+        with pytest.raises(MergeError, match=f"add up to 0. Change a weight, or set {hint}") as caught:
             plan(recipe)
         assert check(recipe).problems == (str(caught.value),)
-        assert plan(replace(recipe, settings={switch: False})).names
+        assert plan(replace(recipe, settings=mended)).names
 
 
 def test_an_expert_may_be_in_another_dtype_and_in_shards(trio, tmp_path):
