@@ -120,6 +120,21 @@ def test_the_mean_over_experts_is_one_goal_for_all_and_the_merge_without_an_expe
     assert reports[1].scores["without the expert"] < reports[1].scores["expert"]
 
 
+def test_an_expert_without_weight_in_the_merge_has_none_in_the_mean_over_experts(average, tmp_path):
+    wanted = (Wanted("english", "numbers/english"), Wanted("morse", "numbers/morse"))
+    goals = []
+    for i, weight in enumerate((0.0, 1.0)):
+        recipe = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/morse", weight)), "linear")
+        order = Order(average, wanted, recipe, target="mean", sidecar=True, samples=8)
+        finished(repairs(order, tmp_path / str(i)))
+        goals.append(worn(tmp_path / str(i), "english")[1].sites)
+    assert any(not torch.equal(one.scale, goals[1][name].scale) for name, one in goals[0].items())
+    for weight in (-1.0, [0.5, 1.0]):
+        recipe = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/morse", weight)), "linear")
+        with pytest.raises(MergeError, match="must be one number each, at least 0, .* own expert instead"):
+            next(repairs(Order(average, wanted, recipe, target="mean"), tmp_path / "out"))
+
+
 # Calibration data ---------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ from mergelab.repair.experiment import (
     with_experts,
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
+from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
 from mergelab.scores.questions import Questions
@@ -93,6 +94,7 @@ class RepairLab:
             if name not in trial.recipe.names:
                 raise MergeError(f"There is no expert '{name}'. {did_you_mean(name, trial.recipe.names)}")
         if trial.target == "mean":  # the data of all tasks goes into one pass
+            mean_weights(trial.recipe.experts)
             trial = replace(trial, samples=min(trial.samples, max(FEWEST, MOST // len(trial.recipe.experts))))
         home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.home))
         try:

@@ -26,7 +26,7 @@ from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.experiment import Score, scored, subject, with_experts
 from mergelab.repair.export import takes_shifts, weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.head import has_head, with_head
-from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, read_data
+from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, mean_weights, read_data
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT
 from mergelab.repair.statistics import Batch, tried
 from mergelab.report import RepairReport
@@ -132,7 +132,8 @@ def _measured(
     yield "measuring all experts on all data"
     union = [batch for task in tasks for batch in task.batches]
     models = (running(task.folder).model for task in tasks)
-    goals = mean_goals([statistics(model, union, where, drop_first=order.how.drop_first) for model in models])
+    found = [statistics(model, union, where, drop_first=order.how.drop_first) for model in models]
+    goals = mean_goals(found, mean_weights(order.experts))
     return [replace(task, batches=union, goals=goals) for task in tasks]
 
 
