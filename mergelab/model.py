@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mergelab.errors import MergeError
+from mergelab.config import count_in, names_in, part_of
+from mergelab.errors import MergeError, brief
 from mergelab.files.checkpoint import read_json
 
 
@@ -37,9 +38,8 @@ def running(folder: Path) -> Running:
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         model = kind.from_pretrained(folder, dtype=torch.float32, device_map="auto", use_safetensors=True, **safe)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0][:200]
-        raise MergeError(f"'{folder.name}' cannot be loaded, so it cannot be prompted: {reason}") from None
+    except Exception as error:  # transformers has one of its own for whatever a folder may hold
+        raise MergeError(f"'{folder.name}' cannot be loaded, so it cannot be prompted: {_reason(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
     except (OSError, ValueError, KeyError):
@@ -47,11 +47,16 @@ def running(folder: Path) -> Running:
     return Running(model.eval(), tokenizer, folder.name)
 
 
+def _reason(error: Exception) -> str:
+    """The beginning of what an error says, in one line."""
+    return " ".join(str(error).split())[:200]
+
+
 def _architecture(config: dict, name: str) -> Any:
     """The class that config.json names, if transformers itself has it; for one that names none, a text model."""
     import transformers
 
-    named = [kind for kind in config.get("architectures") or () if isinstance(kind, str)]
+    named = names_in(config, "architectures")
     if not named:
         text_to_text = config.get("is_encoder_decoder")
         return transformers.AutoModelForSeq2SeqLM if text_to_text else transformers.AutoModelForCausalLM
@@ -131,15 +136,15 @@ def built(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    named = next(iter(config.get("architectures") or ()), "")
-    kind = getattr(transformers, str(named), None)
+    named = next(iter(names_in(config, "architectures")), "")
+    kind = getattr(transformers, named, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise MergeError(f"config.json names no architecture that transformers has ('{named}'), so it cannot be run.")
-    settings = kind.config_class.from_dict(dict(config))
     try:
+        settings = kind.config_class.from_dict(copy.deepcopy(dict(config)))  # which writes into what it is given
         model = kind.from_pretrained(None, config=settings, state_dict=dict(tensors), dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MergeError(f"These tensors make no {named}: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:  # transformers has one of its own for whatever a configuration may hold
+        raise MergeError(f"These tensors make no {named}: {_reason(error)}") from error
     return model.eval()
 
 
@@ -186,18 +191,25 @@ def all_first_choice(logits: torch.Tensor, ids: torch.Tensor, answer: torch.Tens
 def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
     """Random tokens, pixels, or both: something that a model of this configuration can be run on."""
     draw = torch.Generator().manual_seed(seed)
-    text, images = config.get("text_config") or config, config.get("vision_config") or config
+    text, images = part_of(config, "text_config") or config, part_of(config, "vision_config") or config
     batch = {}
-    if size := text.get("vocab_size"):
-        room = min(int(text.get("max_position_embeddings") or text.get("n_positions") or 16) - 4, 12)
-        batch["input_ids"] = torch.randint(0, int(size), (2, max(room, 1)), generator=draw)
+    if size := count_in(text, "vocab_size"):
+        room = min((count_in(text, "max_position_embeddings", "n_positions") or 16) - 4, 12)
+        batch["input_ids"] = torch.randint(0, size, (2, max(room, 1)), generator=draw)
         if config.get("is_encoder_decoder"):
-            batch["decoder_input_ids"] = torch.randint(0, int(size), (2, 8), generator=draw)
+            batch["decoder_input_ids"] = torch.randint(0, size, (2, 8), generator=draw)
     if "num_channels" in images or "image_size" in images:
-        side = images.get("image_size") or 32
-        sides = (side, side) if isinstance(side, int) else tuple(side)
-        batch["pixel_values"] = torch.randn(2, int(images.get("num_channels") or 3), *sides, generator=draw)
+        sides = _sides(images.get("image_size") or 32)
+        batch["pixel_values"] = torch.randn(2, count_in(images, "num_channels") or 3, *sides, generator=draw)
     return batch
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width of the images that a model takes, by its configuration."""
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise MergeError(f"config.json: 'image_size' must be one whole number or two, not {brief(size)}.")
+    return sides
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -86,6 +86,11 @@ def merged(recipe: Recipe, out: Path):
     return finished(merge(plan(recipe), out))
 
 
+def reused(share: str) -> str:
+    """The note of a report that says how many deltas' factors were there already, as in '3 of 8'."""
+    return f"The factors of {share} deltas were kept from before: they were not computed again."
+
+
 def most_held(work: Callable[[], object]) -> int:
     """The most bytes that torch holds at once, of those taken during the work (LAPACK's own come on top).
 

@@ -53,8 +53,8 @@ def test_the_command_writes_the_page_and_the_json(tmp_path, capsys):
     assert main(["report", "assets/recipes/numbers-star-2.yaml", str(out), "--scores", "--json", str(data)]) == 0
     report = Report.from_json(data.read_text(encoding="utf-8"))
     assert report.scores.keys() == {"french", "german"} and report.sha256 and report.versions and report.inputs
-    assert report.decomposed[0].curves["singular_values"] and report.sha256["model.safetensors"] in out.read_text(
-        "utf-8"
-    )
+    page = out.read_text("utf-8")
+    assert report.decomposed[0].curves["singular_values"] and report.sha256["model.safetensors"] in page
+    assert "<h1>A merge of 2 experts by STAR</h1>" in page and "<dd>eta 40, rescale on</dd>" in page
     assert main(["report", "assets/recipes/numbers-star-2.yaml", str(tmp_path / "no" / "such.html")]) == 1
     assert "Cannot write" in capsys.readouterr().err

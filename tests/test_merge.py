@@ -219,6 +219,21 @@ def test_a_step_after_the_merge_is_taken_reported_and_cited(trio, tmp_path):
     assert "SVC" not in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("alpha", "here", "elsewhere"),
+    [([0.5, 1.9], 0.5, 0.5), ([{"filter": "a.", "value": 2}], 2, 1), ([{"filter": "a.", "value": [0.5, 1]}], 0.5, 1)],
+    ids=str,
+)
+def test_a_setting_of_a_step_may_vary_from_tensor_to_tensor(trio, tmp_path, alpha, here, elsewhere):
+    """No tensor of these models lies in a layer, so a gradient is at its beginning."""
+    found = {}
+    for name, value in {"varying": alpha, "here": here, "elsewhere": elsewhere}.items():
+        merged(recipe_of(*trio, method="task_arithmetic", then={"svc": {"alpha": value}}), tmp_path / name)
+        found[name] = weights(tmp_path / name)
+    for name, tensor in found["varying"].items():
+        assert torch.equal(tensor, found["here" if name.startswith("a.") else "elsewhere"][name]), name
+
+
 @pytest.mark.parametrize("method", ["model_stock", "slerp", "sce", "ties"])
 def test_the_base_under_another_spelling_is_no_expert_either(trio, tmp_path, method):
     base, one, other = trio

@@ -118,6 +118,13 @@ def test_the_goal_is_the_mean_of_deviations_not_of_variances():
     assert torch.allclose(goal.std, 2 * moments(noise(40, 1)).std)
 
 
+def test_the_goal_has_the_weights_of_the_merge():
+    one, other = moments(noise(40, 5)), moments(3 + 2 * noise(40, 5, seed=1))
+    goal, wanted = mean_of([one, other], [0.3, 0.9]), mean_of([one, other, other, other])
+    assert torch.allclose(goal.mean, wanted.mean) and torch.allclose(goal.std, wanted.std)
+    assert torch.allclose(mean_of([one, other], [0, 2]).std, other.std)
+
+
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_the_average_of_independent_networks_keeps_one_nth_of_the_variance(count):
     inputs = noise(400, 32)

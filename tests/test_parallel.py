@@ -128,8 +128,30 @@ def test_each_worker_computes_on_one_core_and_everyone_else_as_before():
 
 def test_the_number_of_workers_is_checked():
     assert workers_for("cpu") >= 1 and workers_for("cpu", 3) == 3
-    with pytest.raises(MergeError, match="at least 1 worker, not 0"):
-        workers_for("cpu", 0)
+    for wrong in (0, 100_000):
+        with pytest.raises(MergeError, match=f"There can be 1 to 1024 workers, not {wrong}. One per core is best"):
+            workers_for("cpu", wrong)
+
+
+def test_there_are_no_more_threads_than_tensors():
+    seen = list(walk.walked({"a": 2, "b": 1}, lambda name: threading.active_count(), 1000))
+    assert max(seen) <= threading.active_count() + 2
+    assert list(walk.walked({}, str, 4)) == []
+
+
+def test_threads_that_the_machine_does_not_give_are_one_error_and_nobody_waits(monkeypatch):
+    begun, start = [], threading.Thread.start
+
+    def scarce(thread):
+        begun.append(thread)
+        if len(begun) > 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(MergeError, match="5 threads cannot be begun here .* Use fewer '--workers'"):
+        next(walked({str(n): 1.0 for n in range(9)}, str, workers=5))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mergelab_")]
 
 
 @pytest.mark.parametrize(("free", "fit"), [(0, 4), (10**12, 4), (6_000, 2), (1, 1)])
@@ -196,6 +218,6 @@ def test_a_crew_that_is_ended_while_it_begins_lets_nobody_wait(monkeypatch):
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ended)
     before = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
-        next(walked({"a": 1.0}, str, workers=2))
+        next(walked({"a": 1.0, "b": 1.0}, str, workers=2))
     assert torch.get_num_threads() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("mergelab_")]

@@ -1,6 +1,7 @@
 """`align` on the command line and in a recipe: the same function, in other coordinates, whole or not at all."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from mergelab import MergeError, Recipe, Report, inspect, plan
 from mergelab.__main__ import main
+from mergelab.align.opened import check_kin
 from mergelab.align.pair import shapes_of
+from mergelab.files.checkpoint import Checkpoint
 from mergelab.merging.realign import realigned
 from mergelab.model import built, outputs, probe
 from mergelab.symmetry import symmetry_of
@@ -204,6 +207,49 @@ def test_what_cannot_be_aligned_is_one_line_and_leaves_nothing(strangers, tmp_pa
         (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": number}}}))
     assert "The token 'b' is number 2 in" in said(stranger)
     assert not out.exists() and not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+UNIGRAM = [["a", -1], ["b", -2]]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "said"),
+    [
+        ({"vocab": UNIGRAM}, {"vocab": [["a", -1], ["c", -2]]}, "The token 'b' is number 1 in"),
+        ({"vocab": UNIGRAM}, {"vocab": {"b": 0, "a": 1}}, "The token 'a' is number 0 in"),
+        ({"vocab": UNIGRAM}, {"vocab": [["a", -1], ["b", -3]]}, None),
+        (None, {"vocab": UNIGRAM}, None),
+    ],
+)
+def test_vocabularies_of_every_kind_are_compared_where_both_say_what_they_are(strangers, mine, theirs, said):
+    base, _, stranger = strangers
+    for folder, model in ((stranger, mine), (base, theirs)):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(MergeError, match=said) if said else nullcontext():
+        check_kin(*(Checkpoint(folder, folder.name) for folder in (stranger, base)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_attention_heads", 2.5, "'num_attention_heads' must be a whole number, at least 1, not 2.5"),
+        ("num_key_value_heads", "two", "'num_key_value_heads' must be a whole number"),
+        ("vocab_size", "32", "'vocab_size' must be a whole number"),
+        ("rope_parameters", "linear", "'rope_parameters' must be a mapping"),
+        ("partial_rotary_factor", 7, "'partial_rotary_factor' must be a number from 0 to 1, not 7"),
+        ("text_config", "x", "'text_config' must be a mapping"),
+        ("image_size", [8, "x"], "'image_size' must be one whole number or two"),
+        ("model_type", ["llama"], "Did you mean 'llama'"),
+        ("architectures", 5, "'architectures' must be a list of names, not 5"),
+        ("head_dim", "8", "make no LlamaForCausalLM: .*'head_dim'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_error_with_its_key(tmp_path, key, value, said):
+    config, tensors = kin("llama")
+    config = {**config, "rope_parameters": None, key: value}
+    folders = [written(tmp_path / name, config, tensors) for name in ("base", "expert")]
+    with pytest.raises(MergeError, match=said):
+        _ = plan(recipe_of(*folders, align="weights")).alignment
 
 
 def test_a_recipe_refuses_what_it_cannot_align_before_it_begins(strangers, tmp_path):

@@ -77,6 +77,14 @@ def test_steps_after_the_merge_are_a_name_or_names_with_settings():
     assert Recipe.from_yaml(text % "svc").hash != Recipe.from_yaml(text.replace("7", "8") % "svc").hash
 
 
+def test_changes_are_measured_from_a_base_of_ours_where_a_recipe_says_so():
+    text = "{merge_method: nuslerp, models: [b, c, d], mergelab: {base_model: b}, parameters: {from_zero: %s}}"
+    recipe = Recipe.from_yaml(text % "false")
+    assert recipe == Recipe("b", (Expert("c"), Expert("d")), "nuslerp", {"from_zero": False})
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert len(Recipe.from_yaml(text % "true").experts) == 3
+
+
 WRONG = {
     "": "must be a mapping with merge_method, base_model, models",
     "- a\n- b": "must be a mapping with merge_method",
@@ -113,6 +121,8 @@ WRONG = {
     "{merge_method: star, base_model: b, models: [a], mergelab: {seed: 1.5}}": "'seed' must be a whole number",
     "{merge_method: star, base_model: b, models: [a], mergelab: {then: [svc]}}": "then must be a mapping",
     "{merge_method: star, base_model: b, models: [a], mergelab: {then: {svc: 1}}}": "then, svc must be a mapping",
+    "{merge_method: star, base_model: b, models: [a], mergelab: {base_model: c}}": "'b', and under 'mergelab' 'c'",
+    "{merge_method: nuslerp, models: [a, b], parameters: {from_zero: false}}": "has no 'base_model'",
 }
 
 

@@ -58,6 +58,20 @@ def test_every_preset_reaches_its_goals(name, preset):
         assert far(statistics(merged, given, where), goals) < 1e-4
 
 
+@pytest.mark.parametrize("how", [FREE, dataclasses.replace(FREE, at_once=False)], ids=["at once", "in parts"])
+def test_the_output_of_a_whole_model_below_the_head_is_a_site_too(how):
+    merged, given, where, goals, patch = fitted("LlamaForCausalLM", how, "model|out")
+    assert list(patch.sites) == ["model|out"]
+    with applied(merged, patch):
+        assert far(statistics(merged, given, where), goals) < 1e-4
+
+
+@pytest.mark.parametrize("site", ["|out", "model|in", "model.embed_tokens|in"])
+def test_what_is_no_tensor_of_activations_is_no_site(site):
+    with pytest.raises(MergeError, match="is no tensor of activations. Name the output of a module inside"):
+        statistics(model("LlamaForCausalLM"), [batch("LlamaForCausalLM")], sites(model("LlamaForCausalLM"), site))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_repair_of_a_model_by_itself_changes_nothing(name):
     whole, given = model(name), [batch(name)]

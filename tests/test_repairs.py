@@ -1,6 +1,7 @@
 """From a merged folder to repaired ones: data, controls, what is written, and what can be wrong with what is asked."""
 
 import json
+import shutil
 
 import families
 import pytest
@@ -119,6 +120,21 @@ def test_the_mean_over_experts_is_one_goal_for_all_and_the_merge_without_an_expe
     assert reports[1].scores["without the expert"] < reports[1].scores["expert"]
 
 
+def test_an_expert_without_weight_in_the_merge_has_none_in_the_mean_over_experts(average, tmp_path):
+    wanted = (Wanted("english", "numbers/english"), Wanted("morse", "numbers/morse"))
+    goals = []
+    for i, weight in enumerate((0.0, 1.0)):
+        recipe = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/morse", weight)), "linear")
+        order = Order(average, wanted, recipe, target="mean", sidecar=True, samples=8)
+        finished(repairs(order, tmp_path / str(i)))
+        goals.append(worn(tmp_path / str(i), "english")[1].sites)
+    assert any(not torch.equal(one.scale, goals[1][name].scale) for name, one in goals[0].items())
+    for weight in (-1.0, [0.5, 1.0]):
+        recipe = Recipe("numbers/base", (Expert("numbers/english"), Expert("numbers/morse", weight)), "linear")
+        with pytest.raises(MergeError, match="must be one number each, at least 0, .* own expert instead"):
+            next(repairs(Order(average, wanted, recipe, target="mean"), tmp_path / "out"))
+
+
 # Calibration data ---------------------------------------------------------------------------------------------
 
 
@@ -162,6 +178,50 @@ def test_prompts_are_a_line_each_and_answers_may_be_given(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"prompt": p, "answer": "x"}) for p in "abcd"))
     assert read_samples(tmp_path / "a.txt")[1] == ("deux", None)
     assert read_samples(tmp_path / "a.jsonl")[0] == ("a", "x")
+
+
+IDS = torch.ones(4, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"input_ids": torch.tensor(3)}, "must hold the model's inputs, .* each with as many samples"),
+        ({"input_ids": IDS.float()}, r"input_ids as float32 \[4, 5\], but token ids are whole numbers"),
+        ({"input_ids": IDS[0]}, r"input_ids as int64 \[5\], but token ids are whole numbers, \[sample, token\]"),
+        ({"input_ids": -IDS}, "holds token -1, but input_ids count from 0"),
+        ({"input_ids": 10**6 * IDS}, "holds token 1000000, but the model knows .* only"),
+        ({"ids": IDS}, r"LlamaForCausalLM does not take the calibration data, which holds ids \[4, 5\]: "),
+        ({"input_ids": IDS, "position_ids": IDS[:, 1:]}, r"which holds input_ids \[4, 5\], position_ids \[4, 4\]: "),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_refused_with_what_they_are(average, tmp_path, given, said):
+    save_file({name: tensor.contiguous() for name, tensor in given.items()}, tmp_path / "a.safetensors")
+    wanted = Wanted("french", "numbers/french", str(tmp_path / "a.safetensors"))
+    with pytest.raises(MergeError, match=said):
+        finished(repairs(Order(average, (wanted,)), tmp_path / "out"))
+
+
+def test_without_an_end_of_sequence_an_answer_ends_with_its_last_token():
+    expert = running(ASSETS / "numbers/morse")
+    pair = tasks()["morse"].calibration[0]
+    (whole,) = batches_of(expert, [pair])
+    expert.tokenizer.eos_token = None
+    (open_,) = batches_of(expert, [pair])
+    assert torch.equal(open_["input_ids"], whole["input_ids"][:, :-1])
+    (asked,) = batches_of(expert, [(pair[0], None)], tokens=5)
+    assert asked["input_ids"].shape[1] == len(expert.tokenizer.encode(pair[0])) + 5
+
+
+def test_an_adapter_with_a_configuration_of_its_model_is_an_adapter(average, tmp_path):
+    lora = shutil.copytree(ASSETS / "numbers/french-lora", tmp_path / "lora")
+    shutil.copy(ASSETS / "numbers/base/config.json", lora)
+    (tmp_path / "prompts.txt").write_text("french: 21 =\nfrench: 2 =\nfrench: 3 =\nfrench: 4 =\n")
+    wanted = Wanted("french", str(lora), str(tmp_path / "prompts.txt"))
+    (report,) = finished(repairs(Order(average, (wanted,), RECIPE), tmp_path / "out"))
+    assert report.samples == 4
+    with pytest.raises(MergeError, match="is an adapter, and its base is not known"):
+        finished(repairs(Order(average, (wanted,)), tmp_path / "other"))
 
 
 def test_text_to_text_models_answer_and_encoders_only_read():
@@ -288,7 +348,10 @@ def test_what_is_asked_wrongly_is_one_line_and_writes_nothing(trio_of_llamas, tm
         "must be NAME=EXPERT": [recipe, "--task", "french"],
         "no calibration data for 'mine'": [recipe, "--task", f"mine={expert}"],
         "stands before any --task": [recipe, "--data", prompts, "--task", f"mine={expert}"],
-        "cannot name a task": [recipe, "--task", "a/b=numbers/french"],
+        "'a/b' cannot name a task": [recipe, "--task", "a/b=numbers/french"],
+        "'..' cannot name a task": [recipe, "--task", "..=numbers/french"],
+        "'.a' cannot name a task": [recipe, "--task", ".a=numbers/french"],
+        "'" + 101 * "a" + "' cannot name a task": [recipe, "--task", 101 * "a" + "=numbers/french"],
         "Two tasks are called 'a'": [recipe, "--task", "a=numbers/french", "--task", "a=numbers/sort"],
         "Take 4 to 512": [recipe, "--samples", 3],
         "no mode of repair 'afine'. Did you mean 'affine'?": [recipe, "--mode", "afine"],

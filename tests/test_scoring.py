@@ -49,6 +49,14 @@ def test_an_answer_that_goes_on_is_right_only_if_it_need_not_end(base):
     assert right == [0.0, 1.0]
 
 
+def test_with_a_tokenizer_without_an_end_no_answer_need_end():
+    run = running(bundled()["numbers/base"])
+    whole = list(answer(run, "morse: 21 ="))[-1]
+    run.tokenizer.eos_token = None
+    (score,) = finished(scored(run, [Questions("own", (("morse: 21 =", whole.split()[0]),))]))
+    assert score.value == 1.0
+
+
 def test_perplexity_is_that_of_the_loss_of_the_library(base):
     prompt, text = "english: 21 =", " twenty-one"
     (score,) = finished(scored(base, [Questions("own", ((prompt, text),), "perplexity")]))

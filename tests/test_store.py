@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from making import finished, merged, noise, recipe_of, shifted, tiny, write_model
+from making import finished, merged, noise, recipe_of, reused, shifted, tiny, write_model
 from safetensors.torch import load_file, save_file
 
 from mergelab import MergeError, inspect, plan
@@ -190,7 +190,7 @@ def test_a_merge_at_one_eta_then_another_then_the_first_has_the_first_bytes(fami
     first, other, again = (merged(family(eta), tmp_path / f"{i}") for i, eta in enumerate((20.0, 90.0, 20.0)))
     assert first.sha256 == again.sha256 != other.sha256
     assert first.layers == again.layers
-    assert "8 of 8 deltas had been decomposed before." in again.notes
+    assert reused("8 of 8") in again.notes
 
 
 def test_another_session_finds_what_the_first_has_kept_and_writes_the_same_bytes(family, tmp_path):
@@ -198,12 +198,12 @@ def test_another_session_finds_what_the_first_has_kept_and_writes_the_same_bytes
     shared_store.cache_clear()
     second = merged(family(20.0), tmp_path / "second")
     assert second.sha256 == first.sha256
-    assert "4 of 8 deltas had been decomposed before." in second.notes  # small ones are not kept on disk
+    assert reused("4 of 8") in second.notes  # small ones are not kept on disk
 
 
 def test_an_analysis_is_of_use_to_the_merge_that_follows(family, tmp_path):
     finished(inspect(plan(family(20.0))))
-    assert "8 of 8 deltas had been decomposed before." in merged(family(20.0), tmp_path / "out").notes
+    assert reused("8 of 8") in merged(family(20.0), tmp_path / "out").notes
 
 
 def test_a_changed_expert_is_not_mistaken_for_the_old_one(family, tmp_path):
@@ -213,7 +213,7 @@ def test_a_changed_expert_is_not_mistaken_for_the_old_one(family, tmp_path):
     moved["d.weight"][3, 5] += 1e-3
     save_file(moved, file)
     report = merged(family(20.0), tmp_path / "second")
-    assert "7 of 8 deltas had been decomposed before." in report.notes
+    assert reused("7 of 8") in report.notes
 
 
 def test_another_eta_in_the_same_session_hashes_nothing_again_but_what_has_changed(family, tmp_path, monkeypatch):

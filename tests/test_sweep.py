@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_the_weights_at_a_point_are_those_of_the_merge(method, knob, values, mon
         file = load_file(tmp_path / str(i) / "model.safetensors")
         swept = [weights for weights in points if all(torch.equal(weights[name], file[name]) for name in file)]
         assert len(swept) == 1, f"{knob} {point.value}"
+
+
+def test_the_weights_at_a_point_are_in_the_number_format_that_the_merge_writes(monkeypatch, tmp_path):
+    points = held(monkeypatch)
+    recipe = Recipe("numbers/base", TRIO, "star", dtype="float32", out_dtype="bfloat16")
+    (point,) = finished(Lab(tmp_path / "lab", device="cpu").sweep(recipe, "eta", [40], some(recipe)[:1])).points
+    finished(merge(plan(point.recipe), tmp_path / "out"))
+    file = load_file(tmp_path / "out" / "model.safetensors")
+    assert any(all(torch.equal(weights[name], file[name]) for name in file) for weights in points)
 
 
 def test_a_point_scores_as_the_merge_does(tmp_path):
@@ -127,6 +137,8 @@ def test_the_number_of_experts_is_swept_with_an_average_for_each(tmp_path):
         ("eta", [1 + i / 2 for i in range(MOST_POINTS + 1)], "61 were asked for"),
         (EXPERTS, [2.5], "must be a whole number from 2 to 3"),
         (EXPERTS, [4], "from 2 to 3, not 4"),
+        ("eta", spread(300, 50, 6), "not 300"),
+        ("eta", spread(50, 300, 6), "not 300"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_any_work(knob, values, said):
@@ -201,6 +213,35 @@ def test_where_the_weights_of_the_first_few_cancel_the_other_points_have_their_a
     assert [point.value for point in report.points] == [2, 3] and [plain.value for plain in report.baselines] == [3]
     assert "The weights of the first 2 experts add up to 0: there is no average to compare with." in report.notes
     assert report.baseline(0) is None and report.table()[1]
+
+
+@pytest.mark.parametrize("weight", [[1.0, 0.5], [{"filter": "a.", "value": 0.5}, {"value": 1.0}]], ids=str)
+def test_weights_that_vary_from_tensor_to_tensor_are_swept_against_their_average(trio, weight):
+    base, one, two = trio
+    recipe = Recipe(str(base), (Expert(str(one), weight), Expert(str(two), -1.0)), "task_arithmetic")
+    report = finished(sweep(plan(recipe), "lambda", [0.5]))
+    assert report.baselines == () and "no average" in report.notes[-1]
+    recipe = Recipe(str(base), (Expert(str(one), weight), Expert(str(two), 1.0)), "task_arithmetic")
+    assert len(finished(sweep(plan(recipe), "lambda", [0.5])).baselines) == 1
+
+
+def test_where_a_filter_list_says_nothing_the_default_holds_at_every_point_too(trio):
+    lists = [[{"filter": "a.", "value": False}], [{"filter": "a.", "value": False}, {"value": True}]]
+    short, whole = (plan(recipe_of(*trio, method="ties", settings={"normalize": normalize})) for normalize in lists)
+    assert finished(sweep(short, "density", [0.5])).points == finished(sweep(whole, "density", [0.5])).points
+
+
+def test_an_expert_with_a_value_of_its_own_stays_at_it_and_that_is_said(trio):
+    base, one, two = trio
+    own = Expert(str(one), 1.0, {"density": 0.5})
+    report = finished(sweep(plan(Recipe(str(base), (own, Expert(str(two))), "ties")), "density", [0.2, 1]))
+    assert "Expert 'expert-1' has a 'density' of its own, which stays as it is at every point." in report.notes
+    both = plan(Recipe(str(base), (own, replace(own, source=str(two))), "ties"))
+    with pytest.raises(MergeError, match="Every expert has a 'density' of its own, .* would change nothing"):
+        next(sweep(both, "density", [0.2, 1]))
+    part = replace(own, source=str(two), settings={"density": [{"filter": "a.", "value": 0.5}]})
+    low, high = finished(sweep(plan(Recipe(str(base), (own, part), "ties")), "density", [0.2, 1])).points
+    assert low.facts != high.facts
 
 
 def test_a_point_that_does_not_fit_the_number_format_is_told(trio):

@@ -134,7 +134,7 @@ def test_another_eta_finds_its_factors(models, tmp_path, in_parts, monkeypatch):
     for eta in (40, 70):
         work = plan(recipe_of(*models[:2], method="star", settings={"eta": eta}))
         notes.append(in_parts(lambda work=work: finished(inspect(work))).notes)
-    assert not any("decomposed before" in note for note in notes[0])
+    assert not any("kept from before" in note for note in notes[0])
     assert any("3 of 3 deltas" in note for note in notes[1])
 
 

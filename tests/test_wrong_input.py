@@ -1,6 +1,10 @@
 """What a user can get wrong in the files is one clear MergeError that names the culprit, before any work is done."""
 
+import builtins
+import errno
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -259,6 +263,42 @@ def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_counts(tmp_path,
     assert Checkpoint(folder, "model")["twice"].unique().tolist() == [1.0]
 
 
+@pytest.fixture
+def forbidden(monkeypatch):
+    """forbidden(path): from now on nobody may read that file or folder (root may read all that has no rights)."""
+
+    def forbid(path):
+        real = {"open": builtins.open, "access": os.access}
+
+        def refusing(name, *given, **more):
+            if os.fspath(name) == str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+            return real["open"](name, *given, **more)
+
+        monkeypatch.setattr(builtins, "open", refusing)
+        monkeypatch.setattr(os, "access", lambda name, *given: name != path and real["access"](name, *given))
+
+    return forbid
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "'{path}' cannot be looked into: permission denied"),
+        ("model.safetensors", "Cannot read '{path}': Permission denied"),
+        ("LICENSE", "Cannot read '{path}': Permission denied"),
+    ],
+    ids=["folder", "weights", "companion"],
+)
+def test_what_may_not_be_read_is_said_by_check_and_before_any_tensor_is_merged(trio, place, said, forbidden):
+    (trio[0] / "LICENSE").write_text("free")
+    path = trio[0] / place
+    forbidden(path)
+    with pytest.raises(MergeError, match=re.escape(said.format(path=path))) as caught:
+        plan(recipe_of(*trio))
+    assert str(caught.value) in check(recipe_of(*trio)).problems
+
+
 def test_what_stands_behind_a_plus_must_be_an_adapter(trio):
     with pytest.raises(MergeError, match="what stands behind '\\+' must be a LoRA adapter"):
         plan(recipe_of(trio[0], f"{trio[1]}+{trio[2]}"))
@@ -290,16 +330,24 @@ def test_methods_settings_and_the_number_of_experts_are_checked_before_any_file_
         plan(recipe_of("/nowhere", "/one", method="core_space", settings={"inner": "tie"}))
 
 
-@pytest.mark.parametrize("method, switch", [("linear", "normalize"), ("multislerp", "normalize_weights")])
-def test_weights_that_add_up_to_nothing_have_no_average_and_no_plan(trio, method, switch):
+@pytest.mark.parametrize(
+    ("method", "settings", "hint", "mended"),
+    [
+        ("linear", {}, "'normalize: false'", {"normalize": False}),
+        ("multislerp", {}, "'normalize_weights: false'", {"normalize_weights": False}),
+        ("core_space", {"inner": "linear"}, "'inner: task_arithmetic'", {"inner": "task_arithmetic"}),
+    ],
+    ids=["linear", "multislerp", "core_space"],
+)
+def test_weights_that_add_up_to_nothing_have_no_average_and_no_plan(trio, method, settings, hint, mended):
     varying = [{"filter": "b.", "value": -1.0}, {"value": 1.0}]
     for weight in (-1.0, varying):
         experts = (Expert(str(trio[1])), Expert(str(trio[2]), weight))
-        recipe = Recipe(str(trio[0]), experts, method)
-        with pytest.raises(MergeError, match=f"add up to 0. Change a weight, or set '{switch}: false'") as caught:
+        recipe = Recipe(str(trio[0]), experts, method, settings)
+        with pytest.raises(MergeError, match=f"add up to 0. Change a weight, or set {hint}") as caught:
             plan(recipe)
         assert check(recipe).problems == (str(caught.value),)
-        assert plan(replace(recipe, settings={switch: False})).names
+        assert plan(replace(recipe, settings=mended)).names
 
 
 def test_an_expert_may_be_in_another_dtype_and_in_shards(trio, tmp_path):

@@ -12,8 +12,9 @@ from mergelab.align.compare import compared
 from mergelab.align.pair import pair_of
 from mergelab.align.selftest import selftest
 from mergelab.errors import MergeError
-from mergelab.files.checkpoint import Checkpoint, Entry, read_json
+from mergelab.files.checkpoint import Checkpoint, Entry
 from mergelab.files.stamp import Stamp
+from mergelab.files.vocabulary import vocabulary_of
 
 NEED_DATA = ("activations", BEST)
 
@@ -113,15 +114,8 @@ def check_kin(expert: Checkpoint, reference: Checkpoint) -> None:
         found = f"'{expert.source}' is a '{kinds[0]}', and '{reference.source}' a '{kinds[1]}'"
         raise MergeError(f"{found}: neurons of different architectures cannot be paired. Align models of one family.")
     pair_of(reference, expert, reference.config)
-    mine, theirs = (_vocabulary(checkpoint.folder) for checkpoint in (expert, reference))
+    mine, theirs = (vocabulary_of(checkpoint.folder) for checkpoint in (expert, reference))
     if mine is not None and theirs is not None and mine != theirs:
         token = min(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
         found = f"The token {token!r} is number {mine.get(token)} in '{expert.source}', and {theirs.get(token)}"
         raise MergeError(f"{found} in '{reference.source}': models of different vocabularies cannot be aligned.")
-
-
-def _vocabulary(folder: Path) -> dict[str, int] | None:
-    """Token -> number, by tokenizer.json; None if it has no such table."""
-    path = folder / "tokenizer.json"
-    vocabulary = read_json(path).get("model", {}).get("vocab") if path.is_file() else None
-    return vocabulary if isinstance(vocabulary, dict) else None

@@ -24,8 +24,9 @@ def add_report(verbs: argparse._SubParsersAction) -> None:
 
 def _report(asked: argparse.Namespace) -> None:
     check_places(asked.out, asked.json)
-    report = reported(Lab(device=asked.device), Recipe.read(asked.recipe), asked.scores)
-    written_to(asked.out, document(report))
+    lab, recipe = Lab(device=asked.device), Recipe.read(asked.recipe)
+    report = reported(lab, recipe, asked.scores)
+    written_to(asked.out, document(report, lab.opened(recipe).method.title))
     if asked.json:
         written_to(asked.json, report.to_json())
     print(f"{asked.out}: {counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}")

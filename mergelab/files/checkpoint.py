@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.files.stamp import Stamp, stamp_of, unreadable
+from mergelab.files.stamp import Stamp, check_readable, stamp_of, unreadable
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -189,7 +189,8 @@ def read_tensor(folder: Path, name: str, entry: Entry, source: str, rows: slice 
 
 
 def opened(path: Path, source: str) -> safe_open:
-    """An open safetensors file; MergeError if it is broken."""
+    """An open safetensors file; MergeError if it cannot be read, or is broken."""
+    check_readable([path])  # of one that may not be read the library says that it is not there
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

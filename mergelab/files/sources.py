@@ -4,8 +4,9 @@ From the Hub come configuration, safetensors and tokenizer files only: pickles a
 """
 
 import errno
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,9 @@ Found = TypeVar("Found")
 # What stands beside the weights, and goes with them into a merged model.
 COMPANIONS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "LICENSE*")
 FETCHED = ("*.safetensors", "README.md", *COMPANIONS)  # of a model on the Hub; nothing in its folders
+# Of the weights alone: where they lie, how they came about.
+_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", "report.json", "alignment.json", "repair.json")
+_NOT_COMPANIONS += ("repair-*.json",)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -30,8 +34,12 @@ def folder_here(source: str) -> Path | None:
         local = Path(source).expanduser()
         folder, file = local.is_dir() and source != "", local.is_file()
         lost = local.is_symlink() and not local.exists()
+    except PermissionError:
+        raise _locked(source) from None
     except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
         raise MergeError(f"'{source[:80]}' cannot be the name of a folder.") from None
+    if folder and not os.access(local, os.R_OK | os.X_OK):
+        raise _locked(source)
     if folder:
         return local
     if source in bundled():
@@ -45,6 +53,17 @@ def folder_here(source: str) -> Path | None:
             raise MergeError(f"'{source}': a folder has no revisions; only a model on the Hub takes '@'.")
         raise MergeError(f"There is no folder '{source}'. {_nearby(source)}".rstrip())
     return None
+
+
+def _locked(source: str) -> MergeError:
+    return MergeError(f"'{source}' cannot be looked into: permission denied. Give this user the right to read it.")
+
+
+def companions(folder: Path) -> Iterator[Path]:
+    """What stands beside a model's weights and goes with them: configuration, tokenizer, licence."""
+    for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
+        if path.is_file() and not any(path.match(pattern) for pattern in _NOT_COMPANIONS):
+            yield path
 
 
 def is_same_source(one: str, other: str) -> bool:

@@ -1,6 +1,6 @@
 """What tells a file from what it was before a change, without a look into it. Needs nothing but Python."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,16 @@ def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
     for path, stamp in stamps.items():
         if stamp_of(path)._replace(put=stamp.put) != stamp:
             raise MergeError(f"'{path}' was changed after it was opened, so nothing was made of it. Run this again.")
+
+
+def check_readable(paths: Iterable[Path]) -> None:
+    """MergeError for the first of these files that this process may not read."""
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            why = error.strerror or error
+            raise MergeError(f"Cannot read '{path}': {why}. Give this user the right to read it.") from None
 
 
 def unreadable(path: Path, error: OSError) -> MergeError:

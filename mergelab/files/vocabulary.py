@@ -25,21 +25,32 @@ def embedding_among(names: Any) -> str | None:
     return next((name for name in names if _EMBEDDING.search(name)), None)
 
 
+def vocabulary_of(folder: Path) -> dict[str, int] | None:
+    """Token -> row by the folder's tokenizer.json, without added tokens; None if it has none, or does not say."""
+    if not (folder / TOKENIZER).is_file():
+        return None
+    return {token: row for row, token in _listed(read_json(folder / TOKENIZER)).items()} or None
+
+
 def tokens_of(folder: Path) -> dict[int, str] | None:
     """Row -> token by the folder's tokenizer.json; None if it has none, or one that does not say."""
     if not (folder / TOKENIZER).is_file():
         return None
     data = read_json(folder / TOKENIZER)
-    model = data.get("model") if isinstance(data.get("model"), dict) else {}
-    vocabulary, added = model.get("vocab"), data.get("added_tokens") or []
-    if isinstance(vocabulary, list):  # Unigram: [token, score] each
-        tokens = {i: str(entry[0]) for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
-    else:
-        items = vocabulary.items() if isinstance(vocabulary, dict) else ()
-        tokens = {row: token for token, row in items if type(row) is int}
+    tokens, added = _listed(data), data.get("added_tokens") or []
     extra = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
     tokens |= {entry["id"]: str(entry.get("content")) for entry in extra if type(entry.get("id")) is int}
     return tokens or None
+
+
+def _listed(data: dict[str, Any]) -> dict[int, str]:
+    """Row -> token by the model of a tokenizer: a mapping, or of Unigram a list of [token, score]."""
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):
+        return {i: str(entry[0]) for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    items = vocabulary.items() if isinstance(vocabulary, dict) else ()
+    return {row: token for token, row in items if type(row) is int}
 
 
 def differing_rows(one: Path, other: Path) -> tuple[int, list[int]] | None:

@@ -19,13 +19,13 @@ from mergelab.align.calibration import bundled_batches
 from mergelab.assets import bundled
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.checkpoint import Checkpoint
+from mergelab.files.sources import companions
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
 from mergelab.lab.lab import Lab, Run, own_tasks
 from mergelab.lab.saved import zipped
 from mergelab.lab.state import source_state
 from mergelab.merging.merge import merge
-from mergelab.merging.output import companions
 from mergelab.model import Running, answer, running
 from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Recipe
@@ -49,6 +49,7 @@ from mergelab.repair.experiment import (
     with_experts,
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
+from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
 from mergelab.scores.questions import Questions
@@ -94,6 +95,7 @@ class RepairLab:
             if name not in trial.recipe.names:
                 raise MergeError(f"There is no expert '{name}'. {did_you_mean(name, trial.recipe.names)}")
         if trial.target == "mean":  # the data of all tasks goes into one pass
+            mean_weights(trial.recipe.experts)
             trial = replace(trial, samples=min(trial.samples, max(FEWEST, MOST // len(trial.recipe.experts))))
         home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.home))
         try:

@@ -4,6 +4,7 @@ Everything is summed in float64 about the mean of its own chunk (Chan, Golub & L
 no digits and the way in which rows are cut into chunks does not show. Variances are biased (divided by n).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,10 +98,15 @@ def _rows(values: Tensor, dim: int, mask: Tensor | None) -> Tensor:
     return last[mask.to(last.device)].reshape(-1, last.shape[-1])
 
 
-def mean_of(several: list[Moments]) -> Moments:
-    """The goal of REPAIR for any number of experts: the mean of their means, and of their standard deviations."""
-    mean = torch.stack([one.mean for one in several]).mean(0)
-    std = torch.stack([one.std for one in several]).mean(0)
+def mean_of(several: Sequence[Moments], weights: Sequence[float] | None = None) -> Moments:
+    """The goal of REPAIR for any number of experts: the mean of their means, and of their standard deviations.
+
+    weights: of the experts in the merge, at least 0 each and not all 0; None: all alike.
+    """
+    shares = torch.tensor(weights or [1.0] * len(several), dtype=torch.float64)
+    shares = shares / shares.sum()
+    mean = shares @ torch.stack([one.mean for one in several])
+    std = shares @ torch.stack([one.std for one in several])
     count = sum(one.count for one in several)
     return Moments(count, mean, std.square() * count)
 

@@ -15,6 +15,7 @@ import torch
 from mergelab.errors import MergeError
 
 Shared = TypeVar("Shared")
+MOST_WORKERS = 1024  # threads
 
 
 class ProcessLost(MergeError):
@@ -140,8 +141,8 @@ def device_named(name: str = "auto") -> torch.device:
 def workers_for(device: torch.device | str, asked: int | None = None) -> int:
     """How many threads work at once: what was asked, else one per core that this process may use; two for a GPU."""
     if asked is not None:
-        if asked < 1:
-            raise MergeError(f"There must be at least 1 worker, not {asked}.")
+        if not 1 <= asked <= MOST_WORKERS:
+            raise MergeError(f"There can be 1 to {MOST_WORKERS} workers, not {asked}. One per core is best.")
         return asked
     if torch.device(device).type != "cpu":
         return 2  # one reads while the other computes

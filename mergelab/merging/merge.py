@@ -180,7 +180,7 @@ def merged_layer(plan: Plan, layer: Layer, alone: bool = True) -> Merged:
         return still
     try:
         merged = plan.method(layer, **plan.settings_at(layer.name))
-        for step, settings in plan.steps:
+        for step, settings in plan.steps_at(layer.name):
             merged = step(layer, merged, **settings)
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):

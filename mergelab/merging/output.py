@@ -22,7 +22,7 @@ from mergelab.errors import MergeError
 from mergelab.files.checkpoint import INDEX, SINGLE, Entry, read_json
 from mergelab.files.lock import locked
 from mergelab.files.shards import ShardWriter, sharded
-from mergelab.files.sources import COMPANIONS
+from mergelab.files.sources import companions
 from mergelab.files.tokenizer import write_tokenizer
 from mergelab.merging.card import model_card
 from mergelab.merging.journal import Journal
@@ -31,8 +31,6 @@ from mergelab.planning.plan import Plan
 from mergelab.recipes.recipe import Expert
 from mergelab.report import LayerReport, Report
 
-# Of the base's weights alone: where they lie, how they came about.
-_NOT_COPIED = ("*.index.json", "adapter_config.json", "report.json", "alignment.json", "repair.json", "repair-*.json")
 _LOCK = "lock"  # held by the process that merges, for as long as it lives
 
 
@@ -229,13 +227,6 @@ def _portable(plan: Plan) -> tuple[Expert, ...]:
         replace(e, source=f"{plan.recipe.base}+{e.source}") if adapter else e
         for e, adapter in zip(plan.recipe.experts, alone)
     )
-
-
-def companions(folder: Path) -> Iterator[Path]:
-    """What stands beside a model's weights and goes with them: configuration, tokenizer, licence."""
-    for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
-        if path.is_file() and not any(path.match(pattern) for pattern in _NOT_COPIED):
-            yield path
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -17,10 +17,10 @@ from mergelab.errors import MergeError, did_you_mean
 from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import INDEX, SINGLE, Checkpoint
 from mergelab.files.shards import ShardWriter
-from mergelab.files.sources import folder_of
-from mergelab.files.stamp import check_unchanged
+from mergelab.files.sources import companions, folder_of
+from mergelab.files.stamp import check_readable, check_unchanged
 from mergelab.markdown import plain
-from mergelab.merging.output import companions, new_folder
+from mergelab.merging.output import new_folder
 from mergelab.model import built, outputs, probe
 
 WAYS = (*HOW[1:], BEST)
@@ -44,6 +44,7 @@ def realigned(
     if how not in WAYS:
         raise MergeError(f"There is no alignment '{how}'. {did_you_mean(how, WAYS)}")
     own, target = _opened(expert), _opened(reference)
+    check_readable(companions(own.folder))
 
     def data():
         if prompts is None:

@@ -224,7 +224,10 @@ class Lookups:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of it."""
-        some = (f"{self.found} of {self.asked} deltas had been decomposed before.",) * bool(self.found)
+        kept = (
+            f"The factors of {self.found} of {self.asked} deltas were kept from before: they were not computed again."
+        )
+        some = (kept,) * bool(self.found)
         return (*some, *self.store.troubles)
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from mergelab.errors import MergeError
 from mergelab.merging.devices import workers_for
 from mergelab.merging.memory import available, reused
 from mergelab.planning.parts import held
@@ -61,7 +62,7 @@ def walked(costs: Mapping[str, float], work: Callable[[str], Made], workers: int
 
     Closing the generator, or an error in one, drops all that is not begun, and waits for what is.
     """
-    pool = _crew(workers)
+    pool = _crew(max(1, min(workers, len(costs))))
     with reused():
         try:
             jobs = [pool.submit(work, name) for name in in_order(costs)]
@@ -87,9 +88,11 @@ def _crew(workers: int) -> ThreadPoolExecutor:
         for _ in range(workers):
             pool.submit(int)  # a thread is begun only when there is something to do
         ready.wait()
-    except BaseException:  # ended while they begin: nobody is to wait for those that never will
+    except BaseException as error:  # ended while they begin: nobody is to wait for those that never will
         ready.abort()
         pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, RuntimeError):
+            raise MergeError(f"{workers} threads cannot be begun here ({error}). Use fewer '--workers'.") from None
         raise
     finally:
         torch.set_num_threads(before)  # the number is a thread's own; new threads take that which was set last

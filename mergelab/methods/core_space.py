@@ -1,10 +1,12 @@
 """Core space: merge low-rank updates in the small space they span (Panariello et al., NeurIPS 2025, 2509.17786)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import torch
 
+from mergelab.maths.signs import NO_MASS
 from mergelab.maths.subspace import coordinates, transposed
 from mergelab.method import Choice, Knob, Layer, Merged, merge_method
 from mergelab.methods.iso import iso_c
@@ -16,7 +18,13 @@ from mergelab.methods.tsv_m import tsv_m
 INNER = {method.name: method for method in (ties, linear, task_arithmetic, tsv_m, iso_c)}
 
 
-@merge_method("Core space", paper="2509.17786", memory=11)
+def _no_average(weights: Sequence[float], inner: str, density: float, lambda_: float) -> str:
+    if inner != linear.name or abs(sum(weights)) >= NO_MASS:
+        return ""
+    return "The weights of an average add up to 0. Change a weight, or set 'inner: task_arithmetic', which sums."
+
+
+@merge_method("Core space", paper="2509.17786", memory=11, refusal=_no_average)
 def core_space(
     layer: Layer,
     *,

@@ -18,8 +18,9 @@ from mergelab.align.calibration import bundled_batches
 from mergelab.align.opened import NEED_DATA, InCoordinates
 from mergelab.errors import MergeError, broken
 from mergelab.files.checkpoint import FLOATS, Checkpoint
-from mergelab.files.sources import folder_of, is_same_source
-from mergelab.files.tokenizer import check_tokenizer, chosen_template
+from mergelab.files.sources import companions, folder_of, is_same_source
+from mergelab.files.stamp import check_readable
+from mergelab.files.tokenizer import check_tokenizer, chosen_template, tokenizer_files
 from mergelab.files.vocabulary import embedding_among, has_row_per_token
 from mergelab.maths.inner import finite
 from mergelab.maths.spectral import Delta
@@ -78,6 +79,11 @@ class Plan:
             values = tuple(value_at(setting, name, depth) for setting in narrow)
             found[key] = values if any(key in settings for settings in own) else value_at(wide, name, depth)
         return found
+
+    def steps_at(self, name: str) -> list[tuple[MergeMethod, dict[str, Any]]]:
+        """The steps after the method, each with its settings for one tensor: a scalar each."""
+        depth = self.depths.get(name, 0.0)
+        return [(step, {k: value_at(v, name, depth) for k, v in settings.items()}) for step, settings in self.steps]
 
     def weights_at(self, name: str) -> list[float]:
         """The experts' weights for one tensor; MergeError if a filter list says nothing of it."""
@@ -163,7 +169,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     """
     method = method_named(recipe.method)
     settings = _settings(method, recipe)
-    steps = tuple((step, step.checked(given)) for name, given in recipe.then.items() for step in (step_named(name),))
+    steps = tuple((step_named(name), complete(step_named(name), given)) for name, given in recipe.then.items())
     recipe = without_base(recipe, method)
     check_count(method, len(recipe.experts))
     base = opened_base(recipe.base, find)
@@ -179,6 +185,7 @@ def plan(recipe: Recipe, find: Callable[[str], Path] = folder_of) -> Plan:
     skipped |= dict.fromkeys(tied, "tied to the embeddings: not written") | extra
     notes = (*_idle_notes(recipe, method), *_notes(recipe, base, experts), *(n for found in fits for n in found.notes))
     tokenizer, template = _tokenizer(recipe, base, experts, find)
+    check_readable([*companions(base.folder), *(tokenizer_files(tokenizer) if tokenizer else ())])
     found = (tuple(names), copied, skipped, notes, steps, tokenizer, template)
     made = Plan(recipe, method, settings, base, experts, *found)
     for name in names:
@@ -230,11 +237,16 @@ def names_to_merge(base: Checkpoint) -> list[str]:
 
 
 def _settings(method: MergeMethod, recipe: Recipe) -> dict[str, Any]:
-    """All settings of the method, checked; where a filter list says nothing, the method's own default holds."""
+    """All settings of the method, checked, as those are that experts have of their own."""
     for expert, name in zip(recipe.experts, recipe.names):
         method.checked_own(expert.settings, name)
+    return complete(method, recipe.settings)
+
+
+def complete(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a method or a step, checked; where a filter list says nothing, its own default holds."""
     default = method.checked({})
-    return {key: with_fallback(value, default[key]) for key, value in method.checked(recipe.settings).items()}
+    return {key: with_fallback(value, default[key]) for key, value in method.checked(given).items()}
 
 
 def _check_layers(recipe: Recipe, names: list[str]) -> None:

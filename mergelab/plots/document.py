@@ -14,6 +14,7 @@ from mergelab.plots.parts import Figure, short_name
 from mergelab.plots.shapes import bars
 from mergelab.plots.spectra import cut_at, fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
+from mergelab.recipes.varying import shown
 from mergelab.report import FACTS, Report
 from mergelab.words import counted
 
@@ -22,10 +23,10 @@ _STYLES = ("page.css", "document.css")
 _MOST_FACTS, _MOST_MODULES = 5, 8  # that are drawn; the table has them all
 
 
-def document(report: Report) -> str:
-    """The page as text: about 1.6 MB, nearly all of it plotly.js."""
+def document(report: Report, by: str = "") -> str:
+    """The page as text: about 1.6 MB, nearly all of it plotly.js. by: the method's title, if that is known."""
     recipe, eta = Recipe.from_dict(report.recipe), cut_at(report)
-    title = f"A merge of {counted(len(report.experts), 'expert')} by {recipe.method}"
+    title = f"A merge of {counted(len(report.experts), 'expert')} by {by or recipe.method}"
     parts = [f"<h1>{_text(title)}</h1>", _list(_facts(recipe, report)), *_remarks(report)]
     if report.scores:
         parts.append(_section("Scores", _about_scores(eta), [("scores", _scores(report))]))
@@ -66,7 +67,7 @@ def _facts(recipe: Recipe, report: Report) -> dict[str, str]:
     return {
         "base": recipe.base,
         "experts": ", ".join(expert.source for expert in recipe.experts),
-        "settings": json.dumps(dict(recipe.settings), ensure_ascii=False),
+        "settings": ", ".join(f"{key} {shown(setting)}" for key, setting in recipe.settings.items()) or "none",
         "tensors": f"{len(report.layers)}, of which {len(report.decomposed)} are decomposed",
         **({"sha256": "; ".join(files)} if files else {}),
     }

@@ -59,10 +59,9 @@ def body(data: Mapping[str, Any], where: str) -> Body:
     if not isinstance(entries, list):
         raise MergeError(f"{where}: 'models' must be a list of '- model: …' entries, not {kind(entries)}.")
     named = [_model(entry, f"{where}, model {i + 1}") for i, entry in enumerate(entries)]
-    base = _base(data, method, [source for source, _ in named], where)
-    if method in FREE_BASE and not data.get("base_model"):
-        wide[FROM_ZERO] = True
-    elif method in LEAVE_BASE:
+    free = method in FREE_BASE and not data.get("base_model") and wide.setdefault(FROM_ZERO, True) != 0
+    base = _base(data, free or method in COUNT_BASE, [source for source, _ in named], where)
+    if method in LEAVE_BASE and not free:
         named = [pair for pair in named if normpath(pair[0]) != normpath(base)]
     listed = any(normpath(source) == normpath(base) for source, _ in named)
     if method in COUNT_BASE and "weight" in wide and data.get("base_model") and not listed:
@@ -74,13 +73,17 @@ def body(data: Mapping[str, Any], where: str) -> Body:
     return Body(base, models, wide, layers)
 
 
-def _base(data: Mapping[str, Any], method: str, sources: list[str], where: str) -> str:
+def _base(data: Mapping[str, Any], free: bool, sources: list[str], where: str) -> str:
+    """The base that a recipe names, under one key or the other. free: it need not."""
     own = data.get("mergelab") or {}
-    if given := data.get("base_model") or (own.get("base_model") if isinstance(own, dict) else None):
-        return text(given, f"{where}: 'base_model'")
-    if method not in (*COUNT_BASE, *FREE_BASE):
+    both = data.get("base_model"), own.get("base_model") if isinstance(own, dict) else None
+    given = [text(base, f"{where}: 'base_model'") for base in both if base]
+    if len({*map(normpath, given)}) > 1:
+        found = f"has the base_model {brief(given[0])}, and under 'mergelab' {brief(given[1])}"
+        raise MergeError(f"{where} {found}. Keep the one that the experts were fine-tuned from.")
+    if not given and not free:
         raise MergeError(f"{where} has no 'base_model'. A recipe needs merge_method, base_model and models.")
-    return sources[0]  # what is made of whole weights is the same, whichever of the models is taken for the base
+    return given[0] if given else sources[0]  # of whole weights it is the same, whichever model is taken for the base
 
 
 def _weight(own: dict[str, Any], wide: Any, where: str) -> Any:

@@ -58,7 +58,7 @@ def read_tensors(path: str | Path) -> list[Batch]:
         batch = load_file(path)
     except (SafetensorError, OSError) as error:
         raise MergeError(f"Cannot read the calibration data '{path}': {error}.") from None
-    if not batch or len({len(tensor) for tensor in batch.values()}) != 1:
+    if not batch or len({tensor.shape[:1] for tensor in batch.values()}) != 1 or not next(iter(batch.values())).dim():
         raise MergeError(f"'{path}' must hold the model's inputs, as pixel_values, each with as many samples.")
     return [batch]
 
@@ -97,11 +97,11 @@ def _written(expert: Running, samples: Sequence[Sample], tokens: int) -> Batch:
 
 
 def _ids(expert: Running, answer: str | None) -> Tensor | None:
-    """The tokens of an answer, its end included."""
+    """The tokens of an answer, its end included where the tokenizer has one."""
     if answer is None:
         return None
-    ids = expert.tokenizer.encode(answer, add_special_tokens=False)
-    return torch.tensor([*ids, expert.tokenizer.eos_token_id], dtype=torch.long)
+    ids, end = expert.tokenizer.encode(answer, add_special_tokens=False), expert.tokenizer.eos_token_id
+    return torch.tensor(ids if end is None else [*ids, end], dtype=torch.long)
 
 
 def greedy(run: Running, prompts: Sequence[Tensor], tokens: int = 64) -> Iterator[Tensor]:
@@ -115,7 +115,7 @@ def greedy(run: Running, prompts: Sequence[Tensor], tokens: int = 64) -> Iterato
     with torch.no_grad():
         out = run.model.generate(**given, max_new_tokens=tokens, do_sample=False, pad_token_id=fill)
     for ids in out[:, width:].cpu():
-        stops = (ids == end).nonzero()
+        stops = () if end is None else (ids == end).nonzero()
         yield ids[: int(stops[0]) + 1] if len(stops) else ids
 
 

@@ -21,6 +21,7 @@ from mergelab.repair.calibration import batches_of
 from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.export import folded
 from mergelab.repair.head import with_head
+from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Sample, Trial
 from mergelab.repair.statistics import Batch, run, visited
 from mergelab.report import Channels, RepairReport
@@ -83,7 +84,8 @@ def goals_of(subjects: Sequence[Subject], where: Sequence[Site], trial: Trial) -
     if trial.target == "task":
         return [(statistics(one.expert.model, one.batches, where), one.batches) for one in subjects]
     union = [joined([batch for one in subjects for batch in one.batches])]
-    mean = mean_goals([statistics(one.expert.model, union, where) for one in subjects])
+    found = [statistics(one.expert.model, union, where) for one in subjects]
+    mean = mean_goals(found, mean_weights(trial.recipe.experts))
     return [(mean, union)] * len(subjects)
 
 

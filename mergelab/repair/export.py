@@ -12,8 +12,8 @@ from torch import nn
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS, INDEX, Checkpoint
 from mergelab.files.digests import sha256_of
+from mergelab.files.sources import companions
 from mergelab.markdown import code, plain
-from mergelab.merging.output import companions
 from mergelab.model import Running, takes_biases, with_biases
 from mergelab.repair.fold import Folded, fold
 from mergelab.repair.patch import Patch

@@ -47,9 +47,12 @@ class How:
             raise MergeError(f"A prior is a number of rows, at least 0, not {self.prior:g}.")
 
 
-def mean_goals(experts: Sequence[Statistics]) -> Statistics:
-    """REPAIR's goals from the statistics of any number of experts, all taken on the union of the tasks' data."""
-    return {name: mean_of([one[name] for one in experts]) for name in experts[0]}
+def mean_goals(experts: Sequence[Statistics], weights: Sequence[float] | None = None) -> Statistics:
+    """REPAIR's goals from the statistics of any number of experts, all taken on the union of the tasks' data.
+
+    weights: as in `mean_of`.
+    """
+    return {name: mean_of([one[name] for one in experts], weights) for name in experts[0]}
 
 
 def fit(

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from mergelab.errors import MergeError, did_you_mean
+from mergelab.files.adapter import is_adapter
 from mergelab.files.sources import folder_of
 from mergelab.merging.merge import merge
 from mergelab.merging.output import new_folder
@@ -25,9 +26,9 @@ from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.experiment import Score, scored, subject, with_experts
 from mergelab.repair.export import takes_shifts, weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.head import has_head, with_head
-from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, read_data
+from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, mean_weights, read_data
 from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT
-from mergelab.repair.statistics import Batch
+from mergelab.repair.statistics import Batch, tried
 from mergelab.report import RepairReport
 from mergelab.tasks import own_score
 
@@ -131,7 +132,8 @@ def _measured(
     yield "measuring all experts on all data"
     union = [batch for task in tasks for batch in task.batches]
     models = (running(task.folder).model for task in tasks)
-    goals = mean_goals([statistics(model, union, where, drop_first=order.how.drop_first) for model in models])
+    found = [statistics(model, union, where, drop_first=order.how.drop_first) for model in models]
+    goals = mean_goals(found, mean_weights(order.experts))
     return [replace(task, batches=union, goals=goals) for task in tasks]
 
 
@@ -145,6 +147,7 @@ def _data(wanted: Wanted, expert: Running, most: int) -> tuple[Score | None, lis
     given = read_data(wanted.data) if wanted.data is not None else ()
     if wanted.data is not None and wanted.data.endswith(TENSORS):
         batches = [{key: tensor[:most] for key, tensor in batch.items()} for batch in given]
+        tried(expert.model, batches[0])
         return own_score(wanted.expert, expert.tokenizer), batches
     found = subject(wanted.name, wanted.expert, expert, most, given)
     return found.score, found.batches
@@ -174,7 +177,8 @@ def _whole(source: str, order: Order, scratch: Path) -> Path:
     """
     alone = "+" not in source or Path(source).is_dir()
     folder = folder_of(source) if alone else None
-    if folder is not None and (folder / "config.json").is_file() and not order.aligned:
+    whole = folder is not None and (folder / "config.json").is_file() and not is_adapter(folder)
+    if whole and not order.aligned:
         return folder
     base = order.recipe.base if order.recipe else source.partition("+")[0]
     if alone and order.recipe is None:

@@ -2,14 +2,15 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergelab.errors import MergeError, did_you_mean
+from mergelab.errors import MergeError, brief, did_you_mean
 from mergelab.files.headers import headers_of
 from mergelab.files.sources import folder_of
 from mergelab.planning.opened import split
-from mergelab.recipes.recipe import Recipe
+from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.repair import FEWEST, MODES, MOST, How
 from mergelab.repair.calibration import Sample, read_samples, read_tensors
 from mergelab.repair.statistics import Batch
@@ -17,7 +18,7 @@ from mergelab.tasks import own_pictures, own_task
 
 AUTO = "auto"  # the mode: affine where it can be written, else rms
 TENSORS = ".safetensors"  # the end of a calibration file that holds a model's inputs, and not prompts
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w-][\w.-]{0,99}")  # names a folder, which is not hidden
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,23 @@ class Order:
         """Whether the experts went into the merge in the base's coordinates."""
         return self.recipe is not None and self.recipe.align != "none"
 
+    @property
+    def experts(self) -> list[Expert]:
+        """The tasks' experts as they went into the merge; with a weight of 1 where that is not known."""
+        known = {expert.source: expert for expert in self.recipe.experts} if self.recipe else {}
+        return [known.get(task.expert, Expert(task.expert)) for task in self.wanted]
+
+
+def mean_weights(experts: Sequence[Expert]) -> list[float]:
+    """The experts' weights in the mean of their statistics: those of the merge. MergeError if these make no mean."""
+    weights = [expert.weight for expert in experts]
+    if not all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights) or not any(weights):
+        raise MergeError(
+            "The mean over experts has their weights in the merge, which must be one number each, at least 0, and not "
+            f"all 0; they are {brief(weights)}. Repair towards each task's own expert instead."
+        )
+    return weights
+
 
 def check_order(order: Order) -> None:
     """MergeError for what is asked wrongly, before anything is merged or loaded."""
@@ -64,13 +82,16 @@ def check_order(order: Order) -> None:
         raise MergeError("Name at least one task to repair for: --task NAME=EXPERT.")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise MergeError(f"'{name}' cannot name a task: use letters, digits, '-', '_' and '.'.")
+            allowed = "use up to 100 letters, digits, '-', '_' and '.', the first of them no '.'"
+            raise MergeError(f"'{name}' cannot name a task, and the folder of its repair: {allowed}.")
         if names.count(name) > 1:
             raise MergeError(f"Two tasks are called '{name}'. Give each a name of its own: --task NAME=EXPERT.")
     if order.mode not in (AUTO, *MODES):
         raise MergeError(f"There is no mode of repair '{order.mode}'. {did_you_mean(order.mode, (AUTO, *MODES))}")
     if order.target not in ("task", "mean"):
         raise MergeError(f"The target is 'task' or 'mean', not '{order.target}'.")
+    if order.target == "mean":
+        mean_weights(order.experts)
     if not FEWEST <= order.samples <= MOST:
         raise MergeError(f"Take {FEWEST} to {MOST} calibration samples, not {order.samples}. 32 are plenty.")
     if order.without and order.recipe is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from mergelab.errors import MergeError
 from mergelab.maths.moments import Moments, moments, nothing
+from mergelab.merging.memory import is_lack_of_memory
 from mergelab.repair.sites import Site
 
 Batch = Mapping[str, Tensor]  # what the model's forward takes: input_ids and attention_mask, or pixel_values, …
+_STATES = "last_hidden_state"  # of the several things that a whole model puts out
 Statistics = dict[str, Moments]  # site -> moments, in the order in which the model comes by
 Act = Callable[[Site, Tensor, Tensor | None], Tensor | None]  # (site, values, mask) -> new values, or None
 
@@ -61,15 +64,27 @@ def run(model: nn.Module, batch: Batch) -> Any:
         return model(**given)
 
 
-def check_batch(model: nn.Module, batch: Batch) -> None:
-    """MergeError if token ids lie outside of the model's vocabulary, or images have another shape than it takes."""
-    config = getattr(model, "config", None)
-    ids, words = batch.get("input_ids"), getattr(config, "vocab_size", None)
-    if ids is not None and words and ids.numel() and int(ids.max()) >= words:
+def tried(model: nn.Module, batch: Batch) -> None:
+    """MergeError if the model cannot be run on the first sample of inputs that somebody has made by hand."""
+    check_batch(model, batch)
+    try:
+        run(model, {name: tensor[:1] for name, tensor in batch.items()})
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        if is_lack_of_memory(error):
+            raise
+        held = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
+        why = str(error).strip().split("\n", 1)[0][:200] or type(error).__name__
         raise MergeError(
-            f"The calibration data holds token {int(ids.max())}, but the model knows {words} only: it was encoded "
-            "with another model's tokenizer."
-        )
+            f"{type(model).__name__} does not take the calibration data, which holds {held}: {why}"
+        ) from None
+
+
+def check_batch(model: nn.Module, batch: Batch) -> None:
+    """MergeError if token ids are none of the model's vocabulary, or images have another shape than it takes."""
+    config = getattr(model, "config", None)
+    for name in ("input_ids", "decoder_input_ids"):
+        if name in batch:
+            _check_ids(batch[name], name, getattr(config, "vocab_size", None))
     images, depth = batch.get("pixel_values"), getattr(config, "num_channels", None)
     if images is None:
         return
@@ -79,6 +94,20 @@ def check_batch(model: nn.Module, batch: Batch) -> None:
         wanted = [depth or "channels", size or "height", size or "width"]
         raise MergeError(
             f"The images are {list(images.shape)}, but the model takes [image, {', '.join(map(str, wanted))}]."
+        )
+
+
+def _check_ids(ids: Tensor, name: str, words: int | None) -> None:
+    """MergeError for what are no token ids, or none of these words."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dim() != 2:
+        found = f"{name} as {str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
+        raise MergeError(f"The calibration data holds {found}, but token ids are whole numbers, [sample, token].")
+    if ids.numel() and int(ids.min()) < 0:
+        raise MergeError(f"The calibration data holds token {int(ids.min())}, but {name} count from 0.")
+    if words and ids.numel() and int(ids.max()) >= words:
+        raise MergeError(
+            f"The calibration data holds token {int(ids.max())}, but the model knows {words} only: it was encoded "
+            "with another model's tokenizer."
         )
 
 
@@ -97,17 +126,27 @@ def visited(model: nn.Module, sites: Sequence[Site], act: Act, *, drop_first: bo
 
 def _hooked(module: nn.Module, site: Site, act: Act, masks: "_Masks"):
     def before(module: nn.Module, inputs: tuple) -> tuple | None:
-        new = act(site, inputs[0], masks.at(site, inputs[0]))
+        values = _values(site, inputs[0] if inputs else None)
+        new = act(site, values, masks.at(site, values))
         return None if new is None else (new, *inputs[1:])
 
     def after(module: nn.Module, inputs: tuple, output: Any) -> Any:
-        values = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)
+        values = _values(site, output[0] if isinstance(output, tuple) else getattr(output, _STATES, output))
         new = act(site, values, masks.at(site, values))
         if new is None:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if isinstance(output, tuple):
+            return (new, *output[1:])
+        return replace(output, **{_STATES: new}) if hasattr(output, _STATES) else new
 
     return module.register_forward_pre_hook(before) if site.side == "in" else module.register_forward_hook(after)
+
+
+def _values(site: Site, found: Any) -> Tensor:
+    """What passes a site, if it is something that can be scaled and shifted; else MergeError."""
+    if not isinstance(found, Tensor) or not found.is_floating_point() or not found.dim():
+        raise MergeError(f"What passes '{site.name}' is no tensor of activations. Name the output of a module inside.")
+    return found
 
 
 class _Masks:

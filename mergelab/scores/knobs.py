@@ -61,9 +61,10 @@ def checked_values(method: MergeMethod, experts: int, knob: str, values: Sequenc
     if knob not in known:
         hint = did_you_mean(knob, known) or "It has none: choose another method, or more than two experts."
         raise MergeError(f"{method.title} has no knob '{knob}' that can be swept. {hint}")
-    found = tuple(sorted(set(map(float, values))))
+    given = [float(value) for value in values]
+    found = tuple(sorted(set(given)))
     low, high = known[knob].low, known[knob].high
-    for value in found:
+    for value in (*given[:1], *given[-1:], *given):  # the ends first: of a range they are what was written
         if not low <= value <= high or (knob == EXPERTS and value != int(value)):
             kind = "a whole number" if knob == EXPERTS else "a number"
             raise MergeError(f"'{knob}' must be {kind} from {low:g} to {high:g}, not {value:g}.")

@@ -132,7 +132,8 @@ Encoded = tuple[list[int], list[int]]  # tokens of a prompt, tokens of its answe
 
 def _encoded(run: Running, questions: Questions) -> list[Encoded]:
     """Each prompt and answer as tokens, encoded apart, so that they part where generation would begin."""
-    end = [run.tokenizer.eos_token_id] if questions.ends and questions.measure == "exact match" else []
+    stop = run.tokenizer.eos_token_id
+    end = [stop] if questions.ends and questions.measure == "exact match" and stop is not None else []
     room = getattr(run.model.config, "max_position_embeddings", None)
     found = []
     for number, (prompt, answer) in enumerate(questions.pairs, start=1):

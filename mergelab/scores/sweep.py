@@ -27,8 +27,9 @@ from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
 from mergelab.method import METHODS, Layer
 from mergelab.model import Running
-from mergelab.planning.plan import Plan, plan
+from mergelab.planning.plan import Plan, complete, plan
 from mergelab.recipes.recipe import Expert, Recipe
+from mergelab.recipes.varying import elsewhere
 from mergelab.scores.knobs import EXPERTS, checked_values
 from mergelab.scores.resident import Resident
 from mergelab.scores.scoring import TaskScore
@@ -54,8 +55,9 @@ def sweep(
     plans = {
         value: at(work, knob, value) for value in checked_values(work.method, len(work.recipe.experts), knob, values)
     }
+    held = _held(work.recipe, knob)
     averages, notes = _averages(work, plans if knob == EXPERTS else {math.nan: work})
-    report = SweepReport(knob, work.method.title, (), (), (*work.notes, *notes))
+    report = SweepReport(knob, work.method.title, (), (), (*work.notes, *held, *notes))
     total = len(plans) + len(averages)
     resident = Resident(work.base.folder, work.names) if scorer else None
     layers = _Layers(device)
@@ -71,13 +73,24 @@ def at(work: Plan, knob: str, value: float) -> Plan:
     """The plan with one knob at one value; its recipe says so."""
     if knob == EXPERTS:
         return plan(replace(work.recipe, experts=work.recipe.experts[: int(value)]))
-    settings = work.method.checked({**work.recipe.settings, knob: value})
+    settings = complete(work.method, {**work.recipe.settings, knob: value})
     return replace(work, settings=settings, recipe=replace(work.recipe, settings=settings))
+
+
+def _held(recipe: Recipe, knob: str) -> list[str]:
+    """A note on experts that have a value of their own for the knob; MergeError if no value of the sweep is for any."""
+    own = {name: e.settings[knob] for name, e in zip(recipe.names, recipe.experts) if knob in e.settings}
+    if len(own) == len(recipe.experts) and all(elsewhere(setting) is not None for setting in own.values()):
+        raise MergeError(
+            f"Every expert has a '{knob}' of its own, which goes before the recipe's: a sweep of it would change "
+            "nothing. Take it out of the experts' parameters, or sweep another knob."
+        )
+    return [f"Expert '{name}' has a '{knob}' of its own, which stays as it is at every point." for name in own]
 
 
 def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
     """The same experts averaged; and why not, where that cannot be."""
-    sums = {value: abs(sum(float(e.weight) for e in spot.recipe.experts)) for value, spot in plans.items()}
+    sums = {value: min(abs(sum(spot.weights_at(name))) for name in spot.names) for value, spot in plans.items()}
     found = {value: _averaged(spot) for value, spot in plans.items() if sums[value] >= NO_MASS}
     lacking = [f"{value:g}" for value in plans if value not in found]
     if not found:
@@ -139,7 +152,7 @@ def _point(
 
 def written(work: Plan, name: str, tensor: Tensor) -> Tensor:
     """A merged tensor, rounded as the merge's file would hold it; MergeError if it does not fit there."""
-    entry = work.base.entries[name].cast(work.recipe.dtype)
+    entry = work.base.entries[name].cast(work.recipe.written_dtype)
     rounded = tensor.to(FLOATS[entry.dtype])
     if not torch.isfinite(rounded).all():
         raise MergeError(f"The merged '{name}' does not fit into {entry.dtype}. Sweep up to a smaller value.")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mergelab.config import count_in, names_in, part_of, share_in
 from mergelab.errors import MergeError, did_you_mean
 from mergelab.maths.heads import Freedom
 from mergelab.symmetry.conv import is_chain, resnet_units, units_of_chain
@@ -23,7 +24,7 @@ def symmetry_of(shapes: Shapes, config: Mapping[str, Any]) -> Symmetry:
 
     MergeError if the architecture is not known, or holds a tensor that its family's rules do not.
     """
-    family = config.get("model_type")
+    family = None if config.get("model_type") is None else str(config["model_type"])
     if family == "resnet":
         return Symmetry(family, resnet_units(shapes))
     if family in FAMILIES:
@@ -32,7 +33,7 @@ def symmetry_of(shapes: Shapes, config: Mapping[str, Any]) -> Symmetry:
         return Symmetry("sequential", units_of_chain(shapes))
     raise MergeError(
         f"The symmetries of '{family}' are not known, so its neurons cannot be put in another order safely. "
-        f"{did_you_mean(str(family), KNOWN) or ''} Merge without alignment: 'align: none'."
+        f"{did_you_mean(str(family), KNOWN)} Merge without alignment: 'align: none'."
     )
 
 
@@ -62,7 +63,7 @@ def _observed(group: Group, config: Mapping[str, Any]) -> bool:
     """Whether a group's units are the model's output, which has to stay in order: a bare model's stream, its pooler."""
     if group.name == "pooler":
         return not any(slot.site for slot in group.slots)
-    built = config.get("architectures") or ()
+    built = names_in(config, "architectures")
     return group.name.endswith("residual") and bool(built) and all(_BARE.fullmatch(name) for name in built)
 
 
@@ -87,8 +88,10 @@ def _unit_slots(rule: Rule, name: str, shape: tuple[int, ...]) -> list[Slot]:
 
 
 def _heads(name: str, found: list, family: Family, shapes: Shapes, config: Mapping[str, Any]) -> Heads:
-    count = int(_asked(config, "num_attention_heads", "n_head", "num_heads"))
-    kv = int(config.get("num_key_value_heads") or count)
+    count = count_in(config, "num_attention_heads", "n_head", "num_heads")
+    if count is None:
+        raise MergeError("config.json does not say how many attention heads there are ('num_attention_heads').")
+    kv = count_in(config, "num_key_value_heads") or count
     width = _head_width(found, shapes, count, kv)
     layers = sorted({layer for _, _, layer in found}, key=int)
     slots = []
@@ -125,19 +128,12 @@ def _parts(rule: Rule, count: int, kv: int, width: int) -> list[tuple[str, int, 
 
 def _rotary_share(config: Mapping[str, Any]) -> float:
     """The share of a head's dimensions that turn with the position."""
-    rope = config.get("rope_parameters") or {}
-    found = [rope.get("partial_rotary_factor"), config.get("partial_rotary_factor"), config.get("rotary_pct")]
-    default = 0.25 if config.get("model_type") == "gpt_neox" else 1.0
-    return float(next((share for share in found if share is not None), default))
+    said = share_in(part_of(config, "rope_parameters"), "partial_rotary_factor")
+    if said is None:
+        said = share_in(config, "partial_rotary_factor", "rotary_pct")
+    return said if said is not None else 0.25 if config.get("model_type") == "gpt_neox" else 1.0
 
 
 def _config_at(config: Mapping[str, Any], at: str) -> Mapping[str, Any]:
     """The part of a two-tower configuration that is this tower's."""
-    return config.get(f"{at.split('_')[0]}_config") or config
-
-
-def _asked(config: Mapping[str, Any], *keys: str) -> Any:
-    for key in keys:
-        if config.get(key):
-            return config[key]
-    raise MergeError(f"config.json does not say how many attention heads there are ('{keys[0]}').")
+    return part_of(config, f"{at.split('_')[0]}_config") or config
