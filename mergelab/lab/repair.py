@@ -29,20 +29,21 @@ from mergelab.merging.merge import merge
 from mergelab.model import Running, answer, running
 from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Recipe
-from mergelab.repair import FEWEST, MOST, Batch, Patch, applied, fit, joined, sites, statistics
 from mergelab.repair import MODES as MODES  # for the page
 from mergelab.repair import PRESETS as PRESETS
+from mergelab.repair import Batch, Patch, applied, fit, joined, sites, statistics
 from mergelab.repair.calibration import read_samples
 from mergelab.repair.experiment import (
     Stage,
     Subject,
     body_for,
-    control,
+    controlled,
     looked_at,
     mean_curve,
     plain_scores,
     proven,
     repaired,
+    samples_each,
     stage_of,
     subject,
     unrepaired,
@@ -50,7 +51,7 @@ from mergelab.repair.experiment import (
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.order import mean_weights
-from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT, Matching, Outcome, Sample, Trial
+from mergelab.repair.outcome import BASE, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
 from mergelab.scores.questions import Questions
 from mergelab.scores.scoring import TaskScore, scored
@@ -94,9 +95,9 @@ class RepairLab:
         for name in trial.tasks:
             if name not in trial.recipe.names:
                 raise MergeError(f"There is no expert '{name}'. {did_you_mean(name, trial.recipe.names)}")
-        if trial.target == "mean":  # the data of all tasks goes into one pass
-            mean_weights(trial.recipe.experts)
-            trial = replace(trial, samples=min(trial.samples, max(FEWEST, MOST // len(trial.recipe.experts))))
+        if trial.target == "mean":
+            mean_weights(trial.recipe.experts)  # refuses those that make no mean
+        trial = replace(trial, samples=samples_each(trial.target, trial.samples, len(trial.recipe.experts)))
         home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.home))
         try:
             told = yield from self._told(trial, align, home)
@@ -199,8 +200,8 @@ class RepairLab:
             alone = with_experts(told.run.recipe, others)
             models[WITHOUT] = yield from self._loaded(alone, home / f"without-{i}", steps)
         for name, model in models.items():
-            found = control(model.model, one, *now.goals[i], now.where, told.trial)
-            scores[name], scores[f"{name}, {REPAIRED}"] = found
+            body = body_for(model.model, one, told.trial)
+            scores |= controlled(name, body, one.score, *now.goals[i], now.where, told.trial.how)
         return scores
 
     def _loaded(self, recipe: Recipe, out: Path, steps: "_Steps") -> Generator[Step, None, Running]:

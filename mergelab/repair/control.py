@@ -10,7 +10,7 @@ from mergelab.errors import MergeError
 from mergelab.repair.fit import How, fit
 from mergelab.repair.patch import applied
 from mergelab.repair.sites import Site
-from mergelab.repair.statistics import Batch, Statistics, run, visited
+from mergelab.repair.statistics import Batch, Statistics, rows_at
 
 _SITES, _ROWS = 8, 2048  # enough to see it
 _OWN = 0.2  # of the channels, this share must find itself, beyond those that do by chance
@@ -50,23 +50,9 @@ def own_channels(one: nn.Module, other: nn.Module, batch: Batch, sites: Sequence
     independent networks."""
     outputs = [site for site in sites if site.side == "out"] or list(sites)
     some = outputs[:: max(1, len(outputs) // _SITES)]
-    seen = [_activations(model, batch, some) for model in (one, other)]
-    shares = [_own_share(a, b) for a, b in zip(*seen)]
+    seen = [rows_at(model, batch, some, _ROWS) for model in (one, other)]
+    shares = [_own_share(seen[0][name], seen[1][name]) for name in seen[0] if name in seen[1]]
     return median(shares)
-
-
-def _activations(model: nn.Module, batch: Batch, sites: Sequence[Site]) -> list[Tensor]:
-    """What passes each site, (row, channel), padding left out, in the order of the sites."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(site: Site, values: Tensor, mask: Tensor | None) -> None:
-        last = values.movedim(site.dim, -1)
-        rows = last.reshape(-1, last.shape[-1]) if mask is None else last[mask].reshape(-1, last.shape[-1])
-        kept[site.name] = rows[:_ROWS].double().cpu()
-
-    with visited(model, sites, keep):
-        run(model, batch)
-    return [kept[site.name] for site in sites if site.name in kept]
 
 
 def _own_share(one: Tensor, other: Tensor) -> float:

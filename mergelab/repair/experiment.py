@@ -16,14 +16,27 @@ from mergelab.errors import MergeError
 from mergelab.maths.moments import variance_kept
 from mergelab.model import Running
 from mergelab.recipes.recipe import Expert, Recipe
-from mergelab.repair import Patch, Site, Statistics, applied, joined, mean_goals, repair, sites, statistics
+from mergelab.repair import (
+    FEWEST,
+    MOST,
+    How,
+    Patch,
+    Site,
+    Statistics,
+    applied,
+    joined,
+    mean_goals,
+    repair,
+    sites,
+    statistics,
+)  # fmt: skip
 from mergelab.repair.calibration import batches_of
 from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.export import folded
 from mergelab.repair.head import with_head
 from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Sample, Trial
-from mergelab.repair.statistics import Batch, run, visited
+from mergelab.repair.statistics import Batch, rows_at
 from mergelab.report import Channels, RepairReport
 from mergelab.tasks import own_pictures, own_score, own_task
 
@@ -121,13 +134,16 @@ def proven(report: RepairReport, body: nn.Module, patch: Patch, batches: list[Ba
     return replace(report, unfolded=done.unfolded, difference=done.difference)
 
 
-def control(
-    model: nn.Module, one: Subject, goals: Statistics, batches: list[Batch], where: Sequence[Site], trial: Trial
-) -> tuple[float, float]:
-    """What another model scores on this task with the same head, before and after the same repair."""
-    assert one.score
-    body = body_for(model, one, trial)
-    return one.score(body), repaired_score(body, goals, batches, where, one.score, trial.how)
+def samples_each(target: str, samples: int, tasks: int) -> int:
+    """Calibration samples a task: for the mean over experts, those of all tasks go into one pass."""
+    return samples if target == "task" else min(samples, max(FEWEST, MOST // tasks))
+
+
+def controlled(
+    name: str, body: nn.Module, score: Score, goals: Statistics, batches: list[Batch], where: Sequence[Site], how: How
+) -> dict[str, float]:
+    """What another model scores on a task, before and after the same repair, by its name."""
+    return {name: score(body), f"{name}, {REPAIRED}": repaired_score(body, goals, batches, where, score, how)}
 
 
 def with_experts(recipe: Recipe, experts: tuple[Expert, ...]) -> Recipe:
@@ -141,22 +157,8 @@ def with_experts(recipe: Recipe, experts: tuple[Expert, ...]) -> Recipe:
 
 def correlations(one: nn.Module, other: nn.Module, batch: Batch, where: Sequence[Site]) -> dict[str, Tensor]:
     """How well channels with the same number agree in two models, site by site, on the same samples. (channel,)"""
-    seen = [_activations(model, batch, where) for model in (one, other)]
+    seen = [rows_at(model, batch, where, _ROWS) for model in (one, other)]
     return {name: _correlation(seen[0][name], seen[1][name]) for name in seen[0] if name in seen[1]}
-
-
-def _activations(model: nn.Module, batch: Batch, where: Sequence[Site]) -> dict[str, Tensor]:
-    """What passes each site, padding left out: site -> (row, channel), float64."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(site: Site, values: Tensor, mask: Tensor | None) -> None:
-        last = values.movedim(site.dim, -1)
-        rows = last.reshape(-1, last.shape[-1]) if mask is None else last[mask].reshape(-1, last.shape[-1])
-        kept[site.name] = rows[:: max(1, len(rows) // _ROWS)].double().cpu()
-
-    with visited(model, where, keep):
-        run(model, batch)
-    return kept
 
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:

@@ -19,15 +19,15 @@ from mergelab.merging.output import new_folder
 from mergelab.model import Running, running
 from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Expert, Recipe
-from mergelab.repair import MOST, Patch, Site, Statistics, mean_goals, repair, statistics
+from mergelab.repair import Patch, Site, Statistics, mean_goals, repair, statistics
 from mergelab.repair import sites as sites_of
 from mergelab.repair.calibration import check_vocabulary
-from mergelab.repair.control import check_coordinates, repaired_score
-from mergelab.repair.experiment import Score, scored, subject, with_experts
+from mergelab.repair.control import check_coordinates
+from mergelab.repair.experiment import Score, controlled, samples_each, scored, subject, with_experts
 from mergelab.repair.export import takes_shifts, weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.head import has_head, with_head
 from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, mean_weights, read_data
-from mergelab.repair.outcome import BASE, REPAIRED, WITHOUT
+from mergelab.repair.outcome import BASE, WITHOUT
 from mergelab.repair.statistics import Batch, tried
 from mergelab.report import RepairReport
 from mergelab.tasks import own_score
@@ -66,9 +66,7 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
             scores = scored(task.score, task.expert_score, body, patch) if task.score else {}
             for name, model in _controls(order, task, base, Path(scratch)) if task.score else ():
                 yield f"scoring {task.name}: {name}"
-                model = headed(model)
-                again = repaired_score(model, task.goals, task.batches, where, task.score, order.how)
-                scores |= {name: task.score(model), f"{name}, {REPAIRED}": again}
+                scores |= controlled(name, headed(model), task.score, task.goals, task.batches, where, order.how)
             report = replace(report, scores=scores)
             if order.sidecar:
                 reports.append(write_sidecar(place, patch, report))
@@ -110,7 +108,7 @@ def _measured(
     order: Order, merged: Running, where: tuple[Site, ...], scratch: Path
 ) -> Generator[str, None, list[_Task]]:
     """Each expert in turn: its answers and its statistics; for the mean, those of all experts on all tasks' data."""
-    tasks, first = [], None
+    tasks, first, most = [], None, samples_each(order.target, order.samples, len(order.wanted))
     for wanted in order.wanted:
         yield f"measuring {wanted.expert}"
         folder = _whole(wanted.expert, order, scratch)
@@ -118,7 +116,7 @@ def _measured(
         check_vocabulary(merged, expert)
         if order.plain and expert.tokenizer is not None:
             expert.tokenizer.chat_template = None
-        score, batches = _data(wanted, expert, _samples(order))
+        score, batches = _data(wanted, expert, most)
         goals = statistics(expert.model, batches, where, drop_first=order.how.drop_first)
         if first is None:
             first = expert
@@ -135,11 +133,6 @@ def _measured(
     found = [statistics(model, union, where, drop_first=order.how.drop_first) for model in models]
     goals = mean_goals(found, mean_weights(order.experts))
     return [replace(task, batches=union, goals=goals) for task in tasks]
-
-
-def _samples(order: Order) -> int:
-    """Samples a task: for the mean, those of all tasks go into one pass."""
-    return order.samples if order.target == "task" else min(order.samples, max(1, MOST // len(order.wanted)))
 
 
 def _data(wanted: Wanted, expert: Running, most: int) -> tuple[Score | None, list[Batch]]:
@@ -163,7 +156,7 @@ def _controls(
     order: Order, task: _Task, base: nn.Module | None, scratch: Path
 ) -> Generator[tuple[str, nn.Module], None, None]:
     """The models that get the same repair for comparison: the base and, on request, the merge without the expert."""
-    if base is not None:
+    if base is not None and task.source != order.recipe.base:
         yield BASE, base
     others = tuple(expert for expert in order.recipe.experts if expert.source != task.source) if order.without else ()
     if others:

@@ -46,6 +46,20 @@ def statistics(
     return found
 
 
+def rows_at(model: nn.Module, batch: Batch, sites: Sequence[Site], most: int) -> dict[str, Tensor]:
+    """What passes each site on a batch, padding left out: site -> about `most` rows of it, (row, channel) float64."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(site: Site, values: Tensor, mask: Tensor | None) -> None:
+        last = values.movedim(site.dim, -1)
+        rows = last.reshape(-1, last.shape[-1]) if mask is None else last[mask].reshape(-1, last.shape[-1])
+        kept[site.name] = rows[:: max(1, len(rows) // most)].double().cpu()
+
+    with visited(model, sites, keep):
+        run(model, batch)
+    return kept
+
+
 def not_finite(site: Site) -> str:
     return (
         f"The activations at '{site.name}' are not finite (NaN or infinity). The model is broken, or overflows: "
