@@ -29,8 +29,6 @@ from mergelab.merging.merge import merge
 from mergelab.model import Running, answer, running
 from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Recipe
-from mergelab.repair import MODES as MODES  # for the page
-from mergelab.repair import PRESETS as PRESETS
 from mergelab.repair import Batch, Patch, applied, fit, joined, sites, statistics
 from mergelab.repair.calibration import read_samples
 from mergelab.repair.experiment import (

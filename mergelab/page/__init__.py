@@ -36,8 +36,8 @@ from mergelab.page.visitors import watch_visitors
 
 TITLE = "mergelab"
 LINE = (
-    "See what a merge of fine-tuned models keeps of each, before you make it. These are tiny: each writes numbers in "
-    "its own way.\n\n**1** Drag **η** · **2** Press **Merge** · **3** Ask it in **Try prompts**"
+    "See what a merge of fine-tuned models keeps of each, before you make it. The models here are tiny: each writes "
+    "numbers in its own way.\n\n**1** Drag **η** · **2** Press **Merge** · **3** Ask it in **Try prompts**"
 )
 
 

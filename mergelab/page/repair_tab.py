@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.repair import FEWEST, MODES, MOST, PRESETS, RepairLab, lines_in, story
+from mergelab.lab.repair import RepairLab, lines_in, story
 from mergelab.page import repair_words as words
 from mergelab.page.form import Form
 from mergelab.page.numbers import frame_of
@@ -13,6 +13,7 @@ from mergelab.page.panel import PlotlyPanel
 from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.page.verbs import draw_verb
 from mergelab.plots import repair as plots
+from mergelab.repair import FEWEST, MODES, MOST, PRESETS
 from mergelab.repair.outcome import Outcome, Trial
 from mergelab.repair.stories import ALIGN, FORM, STORIES
 from mergelab.step import Step, relayed
