@@ -12,6 +12,7 @@ from test_page import browser, choose, lab, merged, opened, page, url  # noqa: F
 
 from mergelab.lab.gallery import examples
 from mergelab.lab.link import recipe_of, words_of
+from mergelab.page.form import OWN
 from mergelab.page.panel import ADDRESS_JS
 from mergelab.recipes.recipe import Expert, Recipe
 
@@ -113,6 +114,8 @@ def test_an_example_brings_its_recipe_its_pictures_and_its_own_address_at_once(p
     choose(page, "#example", examples()["numbers-star-by-module"].title)
     expect(page.locator("#readout")).to_contain_text("The η of 12 of 28 modules is their own")
     rewritten(page, "recipe=numbers-star-by-module")
+    choose(page, "#method", "Karcher mean")
+    expect(page.locator("#example input")).to_have_value(OWN)
 
 
 def downloaded(page, panel, kind):  # noqa: F811

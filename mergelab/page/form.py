@@ -26,7 +26,7 @@ FAMILIES = {
     "sce consensus pcb metagpt",
     "angles": "model_stock multislerp karcher nuslerp slerp nearswap",
 }
-KEEP, NOTHING = "as the base", "nothing"
+KEEP, NOTHING, OWN = "as the base", "nothing", "a recipe of your own"
 
 
 class Form:
@@ -148,7 +148,7 @@ def draw_form(lab: Lab) -> Form:
     names = list(bundled())
     typed = "a Hub id" if lab.limits.public else "a folder, a Hub id"
     form.example = gr.Dropdown(
-        [(example.title, name) for name, example in examples().items()],
+        [*((example.title, name) for name, example in examples().items()), (OWN, OWN)],
         value=FIRST,
         label="Start from an example",
         elem_id="example",

@@ -16,7 +16,7 @@ from mergelab.errors import MergeError
 from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import Lab
 from mergelab.lab.link import example_of, recipe_of, words_of
-from mergelab.page.form import Form
+from mergelab.page.form import OWN, Form
 from mergelab.page.spectra_tab import Spectra
 from mergelab.page.telling import AT_ONCE, job, saying, told
 from mergelab.recipes.recipe import Recipe
@@ -58,6 +58,9 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
 
     @job(form.status, "Opening the example")
     def started(name: str) -> Iterator[Step | dict]:
+        if name == OWN:
+            yield {form.status: saying("Change anything in the form: it is a recipe of your own then.")}
+            return
         if name not in examples():
             raise MergeError("There is no such example. Choose one of the list.")
         yield from opened(examples()[name].recipe, {})
@@ -67,7 +70,7 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
         """The recipe in the form as words; nothing while it is none."""
         try:
             recipe = form.recipe(data)
-            return {words: json.dumps(words_of(recipe)), form.example: example_of(recipe)}
+            return {words: json.dumps(words_of(recipe)), form.example: example_of(recipe) or OWN}
         except MergeError:
             return {words: gr.skip()}
 
