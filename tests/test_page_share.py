@@ -114,7 +114,7 @@ def test_an_example_brings_its_recipe_its_pictures_and_its_own_address_at_once(p
     choose(page, "#example", examples()["numbers-star-by-module"].title)
     expect(page.locator("#readout")).to_contain_text("The η of 12 of 28 modules is their own")
     rewritten(page, "recipe=numbers-star-by-module")
-    choose(page, "#method", "Karcher mean")
+    choose(page, "#method", "Karcher mean · angles")
     expect(page.locator("#example input")).to_have_value(OWN)
 
 
