@@ -39,7 +39,7 @@ window.mergelab = (() => {
       xaxis2: {...layout.xaxis2, domain: [0, 1]}, yaxis2: {...layout.yaxis2, domain: [0, 0.46]}}}
     return {layout: {...layout, xaxis: {...layout.xaxis, tickfont: {size: 9}, tickangle: texts ? 0 : -90},
       ...(texts ? {yaxis: {...layout.yaxis, tickfont: {size: 9}}} : {}),
-      legend: {...layout.legend, y: -0.25, yanchor: 'top'}},
+      legend: data.length < 5 ? layout.legend : {...layout.legend, y: -0.25, yanchor: 'top'}},
       data: data.map(trace => trace.type !== 'heatmap' ? {...trace, textangle: 0} :
         {...trace, showscale: false, ...(texts ? {textfont: {...trace.textfont, size: 8}, text: tight(trace.text)} : {texttemplate: ''})})}
   }
@@ -190,6 +190,7 @@ window.mergelab = (() => {
       if (!width || !panel.figure) return
       if (!before || before < 600 !== width < 600) return draw(panel, props.value)
       panel.width = width
+      if (width !== before && panel.figure.data.some(trace => trace.texttemplate)) return draw(panel, props.value)  // fits or not
       if (width !== before) Plotly.Plots.resize(host)
       if (width !== before || host.dataset.eta !== String(Math.round(eta))) follow(panel)
     }).observe(host)

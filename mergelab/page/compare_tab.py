@@ -70,9 +70,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
                     "The differences (CSV)", size="sm", interactive=False, elem_id="compare-csv"
                 )
                 scores = gr.DownloadButton("The scores (CSV)", size="sm")
-        with gr.Row():
-            prompt = gr.Textbox("french: 7394 =", label="Ask both", scale=4, min_width=220, elem_id="ask-both-prompt")
-            ask = gr.Button("Ask both", min_width=100, scale=1, elem_id="ask-both")
+        prompt = gr.Textbox("french: 7394 =", label="Ask both", elem_id="ask-both-prompt")
+        asking = draw_verb("Ask both", "ask-both")
         with gr.Row():
             answers = [
                 gr.Textbox(label=label, lines=3, interactive=False, min_width=200, elem_id=f"both-{label.lower()}")
@@ -129,7 +128,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
             download: gr.DownloadButton(value=path, interactive=True),
         }
 
-    @job(verb.status, "Answering")
+    @job(asking.status, "Answering")
     def ask_both(data: dict) -> Iterator[Step | dict]:
         if not data[keys]:
             raise MergeError("Compare two recipes first; then both can be asked.")
@@ -138,7 +137,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
         yield Step(0, len(folders), "loading the models")
         for texts in lab.answers(folders, data[prompt] or ""):
             yield dict(zip(answers, texts))
-        yield {verb.status: saying("Both have answered.", "good")}
+        yield {asking.status: saying("Both have answered.", "good")}
 
     def kept(names: list[str]) -> Comparison:
         runs = [lab.run_named(name) for name in names]
@@ -158,9 +157,10 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
     pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **AT_ONCE)
-    heard = [verb.status, *answers]
-    questioned = gr.on([ask.click, prompt.submit], ask_both, {prompt, keys}, heard, trigger_mode="once", **AT_ONCE)
-    verb.governs([pressed, questioned])
+    spoken = [asking.go.click, prompt.submit], ask_both, {prompt, keys}, [asking.status, *answers]
+    questioned = gr.on(*spoken, trigger_mode="once", **AT_ONCE)
+    verb.governs([pressed])
+    asking.governs([questioned])
     history.noted.then(listed, [visit, ours, other], [ours, other], **AT_ONCE)
     heat.select(told(clicked), keys, tensor, **AT_ONCE)
     show = told(lambda names, name: plots_compare.two_spectra(kept(names), name or "") if names else gr.skip())

@@ -127,7 +127,7 @@ def _about(run: Run, board: Board | None = None) -> str:
     equal = sum(bool(layer.equal_to_base) for layer in report.layers)
     same = f" In {equal} tensors some expert equals the base." if equal else ""
     made = f"{len(report.layers)} tensors in {report.seconds:.1f} s on {report.device}.{same}"
-    return f"## {described(run)}\n{scored}{made} The file's sha256 is `{run.sha256}`.{skipped}"
+    return f"## {described(run)}\n{scored}{made} sha256: `{run.sha256}`{skipped}"
 
 
 def _verdict(board: Board) -> str:
@@ -136,8 +136,10 @@ def _verdict(board: Board) -> str:
     merge, experts, base = map(mean_score, (board.of(MERGED), masters, board.of(BASE)))
     count = sum(len(score.amounts) for score in board.of(MERGED))
     sure = f"(95 %: {merge.low:.1%} to {merge.high:.1%})"
+    repaired = f", repaired {mean_score(board.of(REPAIRED)).value:.1%}" if board.of(REPAIRED) else ""
     beside = f"its experts, each on its own task, {experts.value:.1%}; the base {base.value:.1%}"
-    return f"**Of {count} prompts the merge answers {merge.value:.1%} right** {sure}; {beside}. *Try prompts* asks it."
+    right = f"**Of {count} prompts the merge answers {merge.value:.1%} right** {sure}{repaired}"
+    return f"{right}; {beside}. *Try prompts* asks it."
 
 
 def _line(run: Run, board: Board | None) -> list[Any]:

@@ -63,7 +63,7 @@ def look_heat(report: Report, fact: str) -> str:
 
 
 def _cell(report: Report, fact: str) -> str:
-    if plots.follows_eta(report, fact):
+    if fact == plots.LIVE and plots.follows_eta(report, fact):
         return (
             "Number, where there is room: directions kept; colour: their share of all that the matrix has, from none "
             "to the largest share that is drawn. Look for columns that stand out: which kind of matrix needs many "

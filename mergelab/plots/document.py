@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mergelab.assets import ASSETS
-from mergelab.plots.parts import Figure, short_name
+from mergelab.plots.parts import COLOURS, PALE, Figure, short_name
 from mergelab.plots.shapes import bars
 from mergelab.plots.spectra import cut_at, fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
@@ -86,11 +86,13 @@ def _about_scores(eta: float | None) -> str:
 
 def _scores(report: Report) -> Figure:
     """Its scores as bars; without the repair where some task has none."""
-    whose = ["base", "expert", "merged", "repaired"]
-    kept = [who for who in whose if all(who in found for found in report.scores.values())]
-    return bars(
-        list(report.scores), {who: [found[who] for found in report.scores.values()] for who in kept}, "exact match"
-    )
+    shades = {"base": PALE, "expert": COLOURS[2], "merged": COLOURS[0], "repaired": COLOURS[4]}
+    kept = [who for who in shades if all(who in found for found in report.scores.values())]
+    named = {who: [found[who] for found in report.scores.values()] for who in kept}
+    means = {who: [*shares, sum(shares) / len(shares)] for who, shares in named.items()}
+    several = len(report.scores) > 1
+    labels, shown = ([*report.scores, "mean"], means) if several else (list(report.scores), named)
+    return bars(labels, shown, "exact match", digits=1, shades=[shades[who] for who in kept])
 
 
 def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> str:

@@ -82,8 +82,8 @@ def two_plots(
     x, y = {"automargin": True, "zeroline": False} | titled(x_title), {"automargin": True, "zeroline": False}
     return {
         "margin": margin(),
-        "xaxis": x | {"domain": [0, 0.46], "anchor": "y"},
-        "xaxis2": x | {"domain": [0.56, 1], "anchor": "y2"},
+        "xaxis": x | {"domain": [0, 0.44], "anchor": "y"},
+        "xaxis2": x | {"domain": [0.57, 1], "anchor": "y2"},
         "yaxis": y | left[1] | {"anchor": "x"} | titled(left[0], 6),
         "yaxis2": y | right[1] | {"anchor": "x2"} | titled(right[0], 6),
         "legend": legend(),

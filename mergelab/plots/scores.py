@@ -41,6 +41,8 @@ def board_bars(board: Board) -> Figure:
     exact = next(iter(board.scores.values())).measure == "exact match"
     groups, found = _laid_out(board)
     traces = [_bars(name, groups, row, _colour(name, i), exact) for i, (name, row) in enumerate(found.items())]
+    if len(found) > 3:  # their numbers stand upright
+        traces = [trace | {"textangle": -90} for trace in traces]
     layout = _bar_layout(exact)
     said = [
         ", ".join(f"{name} {_said(row[i], exact)}" for name, row in found.items() if row[i]) for i in range(len(groups))

@@ -95,17 +95,24 @@ def two_of_curves(x: Sequence[float], left: tuple[str, Curves], right: tuple[str
     return {"data": traces, "layout": layout}
 
 
-def bars(labels: Sequence[str], named: Curves, title: str, written: bool = True) -> Figure:
-    """Groups of bars, all of them shares. labels: of the groups; named: a bar in each group."""
+def bars(
+    labels: Sequence[str],
+    named: Curves,
+    title: str,
+    written: bool = True,
+    digits: int = 0,
+    shades: Sequence[str] = COLOURS,
+) -> Figure:
+    """Groups of bars, all of them shares. labels: of the groups; named: a bar in each group; digits: of percents."""
     traces = [
         {
             "type": "bar",
             "name": name,
             "x": list(labels),
             "y": [round(float(value), 5) for value in y],
-            "marker": {"color": COLOURS[i % len(COLOURS)]},
+            "marker": {"color": shades[i % len(shades)]},
             "hovertemplate": f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
-            **({"text": [f"{value:.0%}" for value in y]} if written else {}),
+            **({"text": [f"{value:.{digits}%}" for value in y]} if written else {}),
             "textposition": "outside",
             "cliponaxis": False,
         }
