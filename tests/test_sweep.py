@@ -244,6 +244,13 @@ def test_an_expert_with_a_value_of_its_own_stays_at_it_and_that_is_said(trio):
     assert low.facts != high.facts
 
 
+def test_a_knob_that_varies_in_the_recipe_is_one_number_at_each_point_and_that_is_said(trio):
+    work = plan(recipe_of(*trio, method="star", settings={"eta": [{"filter": "a.", "value": 90}, {"value": 40}]}))
+    report = finished(sweep(work, "eta", [20]))
+    assert report.points[0].recipe.settings["eta"] == 20
+    assert "The recipe's 'eta' varies from tensor to tensor; at each point all have the one number." in report.notes
+
+
 def test_a_point_that_does_not_fit_the_number_format_is_told(trio):
     work = plan(recipe_of(*trio, dtype="float16"))
     assert written(work, "b.bias", torch.ones(8)).dtype == torch.float16

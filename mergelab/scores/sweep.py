@@ -78,14 +78,20 @@ def at(work: Plan, knob: str, value: float) -> Plan:
 
 
 def _held(recipe: Recipe, knob: str) -> list[str]:
-    """A note on experts that have a value of their own for the knob; MergeError if no value of the sweep is for any."""
+    """Notes on experts with a value of their own for the knob, and on a recipe whose value varies by tensor.
+
+    MergeError if no value of the sweep is for any expert.
+    """
     own = {name: e.settings[knob] for name, e in zip(recipe.names, recipe.experts) if knob in e.settings}
     if len(own) == len(recipe.experts) and all(elsewhere(setting) is not None for setting in own.values()):
         raise MergeError(
             f"Every expert has a '{knob}' of its own, which goes before the recipe's: a sweep of it would change "
             "nothing. Take it out of the experts' parameters, or sweep another knob."
         )
-    return [f"Expert '{name}' has a '{knob}' of its own, which stays as it is at every point." for name in own]
+    notes = [f"Expert '{name}' has a '{knob}' of its own, which stays as it is at every point." for name in own]
+    if isinstance(recipe.settings.get(knob), list):
+        notes.append(f"The recipe's '{knob}' varies from tensor to tensor; at each point all have the one number.")
+    return notes
 
 
 def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
