@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from mergelab import Expert, MergeError, Recipe
 from mergelab.assets import bundled
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import START, Lab, analysis_key, own_tasks, start_analysis
+from mergelab.lab.lab import START, Lab, analysis_key, start_analysis
+from mergelab.lab.own import own_tasks
 from mergelab.lab.saved import zipped
 from mergelab.scores.questions import Questions
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import experts_by_task, right_answers
+from mergelab.lab.own import experts_by_task, right_answers
 from mergelab.page.freshness import made_of
 from mergelab.page.history import with_run
 from mergelab.page.prompt_tab import EXAMPLES, judged

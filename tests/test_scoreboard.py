@@ -11,7 +11,8 @@ from making import finished, noise, recipe_of, write_model
 
 from mergelab import Expert, MergeError, Recipe, inspect, plan
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.lab.lab import START, Lab, own_questions
+from mergelab.lab.lab import START, Lab
+from mergelab.lab.own import own_questions
 from mergelab.lab.saved import saved_table
 from mergelab.lab.shipped import start_board, start_sweep
 from mergelab.maths.suggestion import restored

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, Knob, MergeError, Recipe, merge, plan
 from mergelab.__main__ import main
-from mergelab.lab.lab import Lab, own_questions
+from mergelab.lab.lab import Lab
+from mergelab.lab.own import own_questions
 from mergelab.scores.knobs import EXPERTS, MOST_POINTS, checked_values, knobs_of, sensible_range, spread, values_from
 from mergelab.scores.resident import Resident, places_of
 from mergelab.scores.scoring import TaskScore

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mergelab.lab.lab import Lab
+from mergelab.lab.lab import Lab, method_title
 from mergelab.plots.document import document
 from mergelab.recipes.recipe import Recipe
 from mergelab.report import Report
@@ -24,9 +24,8 @@ def add_report(verbs: argparse._SubParsersAction) -> None:
 
 def _report(asked: argparse.Namespace) -> None:
     check_places(asked.out, asked.json)
-    lab, recipe = Lab(device=asked.device), Recipe.read(asked.recipe)
-    report = reported(lab, recipe, asked.scores)
-    written_to(asked.out, document(report, lab.opened(recipe).method.title))
+    report = reported(Lab(device=asked.device), Recipe.read(asked.recipe), asked.scores)
+    written_to(asked.out, document(report, method_title(report)))
     if asked.json:
         written_to(asked.json, report.to_json())
     print(f"{asked.out}: {counted(len(report.decomposed), 'matrix')} of {counted(len(report.experts), 'expert')}")

@@ -10,11 +10,10 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
@@ -23,6 +22,7 @@ from mergelab.lab import lent
 from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis, with_all_settings
 from mergelab.lab.gate import admit, admit_source
 from mergelab.lab.kept import Kept
+from mergelab.lab.own import own_questions, own_tasks
 from mergelab.lab.state import folder_state, recipe_state, source_state
 from mergelab.lab.visits import Visits, own_folder
 from mergelab.limits import Limits
@@ -42,7 +42,6 @@ from mergelab.scores.scoring import TaskScore, scored
 from mergelab.scores.sweep import sweep
 from mergelab.scores.sweep_report import SweepReport
 from mergelab.step import Step
-from mergelab.tasks import Task, own_task, tasks
 
 START = RECIPES / f"{FIRST}.yaml"  # what the page opens with
 IDLE = 6 * 3600.0  # seconds after which a visitor who does nothing is taken to have left
@@ -227,7 +226,7 @@ class Lab:
     def scores(self, run: Run) -> Generator[Step, None, Board]:
         """Base, experts and the run on the tasks of its bundled experts, as `scoreboard`; nothing for other experts."""
         if not own_tasks(run.recipe):
-            return Board((), (), {})
+            return Board()
         return (yield from self.scoreboard(run.recipe, {MERGED: run.folder}))
 
     def noted(self, run: Run, board: Board) -> Run:
@@ -333,26 +332,9 @@ def by_method(recipe: Recipe, method: str) -> Recipe:
     return replace(recipe, method=method, experts=experts, settings=method_named(method).starting())
 
 
-def own_tasks(recipe: Recipe) -> list[tuple[Expert, Task]]:
-    """The bundled tasks that a recipe's experts were trained for, each with its expert."""
-    family = recipe.base.partition("/")[0]
-    mine = [expert for expert in recipe.experts if recipe.base in bundled() and expert.source.startswith(f"{family}/")]
-    return [(expert, task) for expert in mine if (task := own_task(expert.source))]
-
-
-@cache
-def right_answers() -> dict[str, tuple[str, str]]:
-    """Each bundled held-out prompt, with the name of its task and the answer that is right."""
-    return {prompt: (task.name, answer.strip()) for task in tasks().values() for prompt, answer in task.test}
-
-
-def experts_by_task(sources: Sequence[str]) -> dict[str, str]:
-    """For each bundled task the expert that was trained for it: of these sources the first, else the bundled one."""
-    found = {name: f"numbers/{name}" for name in tasks()}
-    for source in reversed(sources):
-        if task := own_task(source):
-            found[task.name] = source
-    return found
+def method_title(report: Report) -> str:
+    """What the method of a report is called."""
+    return method_named(report.recipe["merge_method"]).title
 
 
 def analysis_key(recipe: Recipe) -> str:
@@ -376,12 +358,6 @@ def _loaded_as(folder: Path) -> str:
     return f"{folder}|{folder_state(folder)}"
 
 
-def own_questions(recipe: Recipe) -> list[Questions]:
-    """The held-out prompts of a recipe's bundled experts, task by task; nothing for other experts."""
-    found = {task.name: Questions(task.name, task.test) for _, task in own_tasks(recipe)}
-    return list(found.values())
-
-
 def _remove_parent(folder: Path) -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -403,5 +379,5 @@ def _size_of(report: Report) -> int:
 def start_analysis(lab: Lab) -> Report:
     """The analysis that the page opens with: shipped, so that the first picture waits for nothing."""
     report = shipped_analysis(examples()[FIRST].recipe)
-    lab.analyses.keep(Recipe.from_dict(report.recipe).hash, report)
+    lab.analyses.keep(analysis_key(Recipe.from_dict(report.recipe)), report)
     return report

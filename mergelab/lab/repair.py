@@ -22,7 +22,8 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import companions
 from mergelab.lab.gate import admit
 from mergelab.lab.kept import Kept
-from mergelab.lab.lab import Lab, Run, own_tasks
+from mergelab.lab.lab import Lab, Run
+from mergelab.lab.own import own_tasks
 from mergelab.lab.saved import zipped
 from mergelab.lab.state import source_state
 from mergelab.merging.merge import merge

@@ -80,7 +80,7 @@ def moments(values: Tensor, dim: int = -1, mask: Tensor | None = None) -> Moment
     values: any shape, channels along `dim`. mask: bool, of the leading axes of `values` once its channels stand last;
     where it is False, nothing counts.
     """
-    rows = _rows(values, dim, mask)
+    rows = rows_of(values, dim, mask)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     found = nothing(rows.shape[1])
     for start in range(0, rows.shape[0], step):
@@ -90,8 +90,8 @@ def moments(values: Tensor, dim: int = -1, mask: Tensor | None = None) -> Moment
     return found
 
 
-def _rows(values: Tensor, dim: int, mask: Tensor | None) -> Tensor:
-    """The values as (row, channel), masked rows left out."""
+def rows_of(values: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+    """The values as (row, channel), masked rows left out. Arguments as of `moments`."""
     last = values.movedim(dim, -1)
     if mask is None:
         return last.reshape(-1, last.shape[-1])

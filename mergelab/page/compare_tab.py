@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, Run, by_method, comparison_key, own_questions
+from mergelab.lab.lab import Lab, Run, by_method, comparison_key
+from mergelab.lab.own import own_questions
 from mergelab.lab.saved import saved_table
 from mergelab.markdown import plain
 from mergelab.page.asked import Asked
@@ -157,8 +158,8 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked) -> No
     given = form.inputs | asked.inputs | {ours, other, visit, measure}
     outputs = [verb.status, keys, about, parts, heat, tensor, lines, bars, table, download, scores]
     pressed = verb.go.click(compare, given, outputs, trigger_mode="once", **AT_ONCE)
-    spoken = [asking.go.click, prompt.submit], ask_both, {prompt, keys}, [asking.status, *answers]
-    questioned = gr.on(*spoken, trigger_mode="once", **AT_ONCE)
+    begun, heard = [asking.go.click, prompt.submit], [asking.status, *answers]
+    questioned = gr.on(begun, ask_both, {prompt, keys}, heard, trigger_mode="once", **AT_ONCE)
     verb.governs([pressed])
     asking.governs([questioned])
     history.noted.then(listed, [visit, ours, other], [ours, other], **AT_ONCE)

@@ -11,7 +11,7 @@ from mergelab.method import METHODS
 from mergelab.page.form import Form
 from mergelab.page.telling import AT_ONCE, told
 from mergelab.recipes.recipe import Recipe
-from mergelab.recipes.varying import shown
+from mergelab.recipes.varying import in_words
 
 LOOK = "To go back to one of these merges, click its row, or choose it here, and load its settings into the form."
 
@@ -80,7 +80,7 @@ def described_recipe(recipe: Recipe) -> str:
 
 def settings_in_words(recipe: Recipe) -> str:
     """A recipe's settings in one line."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in recipe.settings.items()) or "no settings"
+    return in_words(recipe.settings) or "no settings"
 
 
 def _recipe(label: str, entries: list[Past]) -> Recipe:

@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from mergelab.lab.lab import Lab, Run, own_tasks
+from mergelab.lab.lab import Lab, Run
+from mergelab.lab.own import own_tasks
 from mergelab.lab.repair import RepairLab
 from mergelab.lab.saved import zipped
 from mergelab.markdown import code, plain
@@ -69,12 +70,11 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     @job(form.status, "Merging")
     def merge(data: dict) -> Iterator[Step | dict]:
         run = yield from lab.merge(form.recipe(data))
-        kept, said_of_it = {merged: run.folder.parent.name, **told_of(run, None, data[past])}, {about: _about(run)}
-        can_score = bool(own_tasks(run.recipe))
-        yield {tabs: gr.Tabs(selected="merge"), **said_of_it, **kept, **downloads(run)}
+        made, can_score = told_of(run, Board(), data[past]), bool(own_tasks(run.recipe))
+        yield {tabs: gr.Tabs(selected="merge"), merged: run.folder.parent.name, **made, **downloads(run)}
         yield {bars: empty("Scoring the merge …" if can_score else NOT_SCORED)}
         board = yield from relayed(lab.scores(run), so_far)
-        yield {history: kept[history]}  # again: its tab was new before
+        yield {history: made[history]}  # again: its tab was new before
         if data[repaired_too]:
             for score in repair.repaired_scores(run):
                 board = board.with_score(REPAIRED, score)
@@ -83,17 +83,16 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         said = f"Merged {len(run.report.layers)} tensors in {run.report.seconds:.1f} s."
         yield {
             form.status: saying(" ".join([said, *run.report.notes]), "good"),
-            about: _about(run, board if can_score else None),
-            **told_of(run, board if can_score else None, data[past]),
+            **told_of(run, board, data[past]),
         }
 
     def so_far(step: Step) -> dict[Any, Any]:
         said = {form.status: running("Merged. Scoring", step)}
         return said | {bars: board_bars(step.made)} if step.made else said
 
-    def told_of(run: Run, board: Board | None, before: list) -> dict[Any, Any]:
+    def told_of(run: Run, board: Board, before: list) -> dict[Any, Any]:
         lines = [_line(run, board), *before]
-        return {past: lines, history: lines}
+        return {about: _about(run, board), past: lines, history: lines}
 
     def downloads(run: Run) -> dict[Any, Any]:
         paths = sorted(str(path) for path in run.folder.iterdir())
@@ -121,8 +120,8 @@ def described(run: Run) -> str:
     return f"{title} ({plain(settings_in_words(run.recipe))}) of {plain(', '.join(run.recipe.names))}"
 
 
-def _about(run: Run, board: Board | None = None) -> str:
-    report, scored = run.report, f"{_verdict(board)}\n\n" if board else ""
+def _about(run: Run, board: Board) -> str:
+    report, scored = run.report, f"{_verdict(board)}\n\n" if board.scores else ""
     skipped = "".join(f"\n- not merged: {code(name)}: {plain(why)}" for name, why in report.skipped.items())
     equal = sum(bool(layer.equal_to_base) for layer in report.layers)
     same = f" In {equal} tensors some expert equals the base." if equal else ""
@@ -142,11 +141,11 @@ def _verdict(board: Board) -> str:
     return f"{right}; {beside}. *Try prompts* asks it."
 
 
-def _line(run: Run, board: Board | None) -> list[Any]:
+def _line(run: Run, board: Board) -> list[Any]:
     return [
         METHODS[run.recipe.method].title,
         settings_in_words(run.recipe),
         ", ".join(run.recipe.names),
-        f"{mean_score(board.of(MERGED)).value:.1%}" if board else "–",
+        f"{mean_score(board.of(MERGED)).value:.1%}" if board.scores else "–",
         run.sha256[:12],
     ]

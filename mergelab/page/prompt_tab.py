@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab, experts_by_task, right_answers
+from mergelab.lab.lab import Lab
+from mergelab.lab.own import experts_by_task, right_answers
 from mergelab.lab.repair import RepairLab, lines_in
 from mergelab.method import METHODS
 from mergelab.page.form import Form

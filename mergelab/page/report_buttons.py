@@ -5,14 +5,19 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 
 from mergelab.errors import MergeError
-from mergelab.lab.lab import Lab
+from mergelab.lab.lab import Lab, method_title
 from mergelab.page.telling import AT_ONCE, job, saying
 from mergelab.plots.document import document
 from mergelab.report import Report
 from mergelab.step import Step
 
+
+def _page(report: Report) -> str:
+    return document(report, method_title(report))
+
+
 _FORMS: dict[str, tuple[str, str, Callable[[Report], str]]] = {
-    "html": ("Report as one page (HTML)", "mergelab-report.html", document),
+    "html": ("Report as one page (HTML)", "mergelab-report.html", _page),
     "json": ("Report as one file (JSON)", "mergelab-report.json", Report.to_json),
 }
 READY = "A report holds every spectrum and number: one for people, one for programs."

@@ -68,7 +68,7 @@ def draw_scores_tab(lab: Lab, form: Form, tab: gr.Tab) -> Asked:
         recipe = form.recipe(data)
         questions = asked.questions(data)
         merges = yield from _merged(lab, recipe, data[methods] or [])
-        board = Board((), (), {})
+        board = Board()
         yield fresh.updates(recipe)
         for step in lab.scoreboard(recipe, merges, questions, bool(data[everyone])):
             yield step

@@ -44,7 +44,8 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
     """Draw the tab; wire Analyse, and all that chooses what is shown."""
     start = start_analysis(lab)
     eta, first = plots.cut_at(start) or 40.0, start.decomposed[0].name
-    shown, drawn = gr.State(Recipe.from_dict(start.recipe).hash), gr.State(plots.LIVE)  # the analysis, the fact of it
+    shown = gr.State(analysis_key(Recipe.from_dict(start.recipe)))  # the analysis
+    drawn = gr.State(plots.LIVE)  # the fact of it
     with gr.Row():
         facts = gr.Dropdown(
             list(start.facts),

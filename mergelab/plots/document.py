@@ -7,6 +7,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from mergelab.assets import ASSETS
@@ -14,7 +15,7 @@ from mergelab.plots.parts import COLOURS, PALE, Figure, short_name
 from mergelab.plots.shapes import bars
 from mergelab.plots.spectra import cut_at, fact_heatmap, joint_space, spectra
 from mergelab.recipes.recipe import Recipe
-from mergelab.recipes.varying import shown
+from mergelab.recipes.varying import in_words
 from mergelab.report import FACTS, Report
 from mergelab.words import counted
 
@@ -67,7 +68,7 @@ def _facts(recipe: Recipe, report: Report) -> dict[str, str]:
     return {
         "base": recipe.base,
         "experts": ", ".join(expert.source for expert in recipe.experts),
-        "settings": ", ".join(f"{key} {shown(setting)}" for key, setting in recipe.settings.items()) or "none",
+        "settings": in_words(recipe.settings) or "none",
         "tensors": f"{len(report.layers)}, of which {len(report.decomposed)} are decomposed",
         **({"sha256": "; ".join(files)} if files else {}),
     }
@@ -89,10 +90,11 @@ def _scores(report: Report) -> Figure:
     shades = {"base": PALE, "expert": COLOURS[2], "merged": COLOURS[0], "repaired": COLOURS[4]}
     kept = [who for who in shades if all(who in found for found in report.scores.values())]
     named = {who: [found[who] for found in report.scores.values()] for who in kept}
-    means = {who: [*shares, sum(shares) / len(shares)] for who, shares in named.items()}
-    several = len(report.scores) > 1
-    labels, shown = ([*report.scores, "mean"], means) if several else (list(report.scores), named)
-    return bars(labels, shown, "exact match", digits=1, shades=[shades[who] for who in kept])
+    labels = list(report.scores)
+    if len(labels) > 1:
+        labels.append("mean")
+        named = {who: [*values, fmean(values)] for who, values in named.items()}
+    return bars(labels, named, "exact match", digits=1, shades=[shades[who] for who in kept])
 
 
 def _section(title: str, about: str, figures: Sequence[tuple[str, Figure]]) -> str:

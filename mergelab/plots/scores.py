@@ -40,9 +40,10 @@ def board_bars(board: Board) -> Figure:
         return empty("Scores appear here.")
     exact = next(iter(board.scores.values())).measure == "exact match"
     groups, found = _laid_out(board)
-    traces = [_bars(name, groups, row, _colour(name, i), exact) for i, (name, row) in enumerate(found.items())]
-    if len(found) > 3:  # their numbers stand upright
-        traces = [trace | {"textangle": -90} for trace in traces]
+    upright = {"textangle": -90 if len(found) > 3 else 0}  # numbers in narrow bars
+    traces = [
+        _bars(name, groups, row, _colour(name, i), exact) | upright for i, (name, row) in enumerate(found.items())
+    ]
     layout = _bar_layout(exact)
     said = [
         ", ".join(f"{name} {_said(row[i], exact)}" for name, row in found.items() if row[i]) for i in range(len(groups))
@@ -135,7 +136,6 @@ def _bars(name: str, groups: list[str], found: Sequence[Mean | None], colour: st
         "text": [_said(mean, exact) for mean in found],
         "textposition": "inside",
         "insidetextanchor": "start",
-        "textangle": 0,
         "customdata": [_said(mean, exact, whole=True) for mean in found],
         "hovertemplate": f"%{{x}}, {name}: %{{customdata}}<extra></extra>",
     }

@@ -75,7 +75,7 @@ def cut_at(report: Report) -> float | None:
 
 def follows_eta(report: Report, fact: str) -> bool:
     """Whether a fact's heatmap follows η in the browser: other methods than STAR keep ranks of their own."""
-    return fact in _FOLLOWING and report.recipe.get("merge_method") == "star"
+    return (fact == LIVE or fact in _BY_RANK) and report.recipe.get("merge_method") == "star"
 
 
 def is_even(report: Report, fact: str) -> bool:
@@ -117,7 +117,7 @@ def _following_heatmap(report: Report, fact: str, eta: float) -> Figure:
     """Another fact that η alone decides. The table holds it in steps of a hundredth, or of 1/10000 if it is a share."""
     layers, held, step = report.decomposed, own_etas(report), 0.01 if fact == "gain" else 1e-4
     ranks, low = _ranks(report), 1.0 if fact == "gain" else 0.0
-    facts = [[_FOLLOWING[fact](layer, i, ranks[i, m]) for m, layer in enumerate(layers)] for i in range(len(ranks))]
+    facts = [[_BY_RANK[fact](layer, i, ranks[i, m]) for m, layer in enumerate(layers)] for i in range(len(ranks))]
     table = np.minimum(np.round(np.array(facts) / step), 65535).astype("<u2")
     if fact == "gain" and not rescales(report):
         table[:] = round(1 / step)
@@ -125,9 +125,9 @@ def _following_heatmap(report: Report, fact: str, eta: float) -> Figure:
     figure = _heat(layers, report.experts, z, [[f"{v:.2f}" for v in row] for row in z], f"{fact}: %{{z:.4g}}")
     figure["data"][0] |= {"zmin": low, "zmax": max(float(z.max()), low + 0.01)}
     follow = {"kind": "fact", "shape": table.shape, "table": _u16(table), "held": held, "step": step, "low": low}
+    follow |= {"fact": fact, "means": FACTS[fact]}
     alt = f"Heatmap of {fact}: {len(layers)} modules from left to right, {len(report.experts)} rows."
-    said = follow | {"fact": fact, "means": FACTS[fact]}
-    figure["layout"]["meta"] = {"alt": alt, "across": "module", "eta": said}
+    figure["layout"]["meta"] = {"alt": alt, "across": "module", "eta": follow}
     return figure
 
 
@@ -161,7 +161,7 @@ def _share_of_sum(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return mass[np.maximum(ranks.astype(int), 1) - 1] / mass[-1]
 
 
-_FOLLOWING = {LIVE: None, "rank kept, share": _share_kept, "gain": _gain, "energy kept": _energy_kept}
+_BY_RANK = {"rank kept, share": _share_kept, "gain": _gain, "energy kept": _energy_kept}
 
 
 def rescales(report: Report) -> bool:

@@ -6,7 +6,7 @@ no setting by name.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Union
 
 import yaml
@@ -97,6 +97,11 @@ def shown(setting: Any) -> str:
         return f"{setting:g}"
     text = yaml.safe_dump(setting, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
     return text.removesuffix("\n...\n").strip()
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Several settings in one line, for a person; '' if there are none."""
+    return ", ".join(f"{name} {shown(setting)}" for name, setting in settings.items())
 
 
 def depths(names: Iterable[str]) -> dict[str, float]:

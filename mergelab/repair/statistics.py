@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mergelab.errors import MergeError
-from mergelab.maths.moments import Moments, moments, nothing
+from mergelab.maths.moments import Moments, moments, nothing, rows_of
 from mergelab.merging.memory import is_lack_of_memory
 from mergelab.repair.sites import Site
 
@@ -51,8 +51,7 @@ def rows_at(model: nn.Module, batch: Batch, sites: Sequence[Site], most: int) ->
     kept: dict[str, Tensor] = {}
 
     def keep(site: Site, values: Tensor, mask: Tensor | None) -> None:
-        last = values.movedim(site.dim, -1)
-        rows = last.reshape(-1, last.shape[-1]) if mask is None else last[mask].reshape(-1, last.shape[-1])
+        rows = rows_of(values, site.dim, mask)
         kept[site.name] = rows[:: max(1, len(rows) // most)].double().cpu()
 
     with visited(model, sites, keep):

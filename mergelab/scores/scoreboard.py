@@ -4,7 +4,7 @@ A model is anything that can be made to run; it is made only when its turn has c
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergelab.model import Running
@@ -19,9 +19,9 @@ BASE, MERGED, REPAIRED = "base", "merged", "repaired"
 class Board:
     """Scores of several models on several tasks. models: as they are shown; scores: (model, task) -> TaskScore."""
 
-    models: tuple[str, ...]
-    experts: tuple[str, ...]  # those of the models that are experts
-    scores: Mapping[tuple[str, str], TaskScore]
+    models: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()  # those of the models that are experts
+    scores: Mapping[tuple[str, str], TaskScore] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
