@@ -64,13 +64,18 @@ window.mergelab = (() => {
     if (place && place.textContent !== sentence) place.textContent = sentence
   }
 
-  // The column of the module that is open, framed.
-  function frame({figure, host}) {
-    const trace = figure && figure.data[0]
-    if (!trace || trace.type !== 'heatmap' || figure.layout.meta.across !== 'module' || !host.isConnected) return
+  // The frame around the column of the module that is open, as a part of a layout; null: the figure has no such columns.
+  function framed(figure) {
+    const trace = figure.data[0]
+    if (!trace || trace.type !== 'heatmap' || figure.layout.meta.across !== 'module') return null
     const at = trace.customdata[0].indexOf(opened), line = {color: css('--body-text-color'), width: 2}
     const edge = {type: 'rect', xref: 'x', yref: 'paper', x0: at - 0.5, x1: at + 0.5, y0: 0, y1: 1, line}
-    Plotly.relayout(host, {shapes: at < 0 ? [] : [edge]})
+    return {shapes: at < 0 ? [] : [edge]}
+  }
+
+  function frame({figure, host}) {
+    const frame = figure && host.isConnected && framed(figure)
+    if (frame) Plotly.relayout(host, frame)
   }
 
   // What was measured of a merge at one η is dimmed at another one, and says so.
@@ -159,7 +164,7 @@ window.mergelab = (() => {
       layout: {...panel.figure.layout, ...now.layout}} : panel.figure)
     panel.width = panel.host.offsetWidth
     const tools = !matchMedia('(pointer: coarse)').matches && !(layout.xaxis && layout.xaxis.fixedrange)  // nothing to zoom
-    await baseless(() => Plotly.react(panel.host, data, themed(layout), {responsive: false, displaylogo: false, displayModeBar: tools && 'hover',
+    await baseless(() => Plotly.react(panel.host, data, themed({...layout, ...framed(panel.figure)}), {responsive: false, displaylogo: false, displayModeBar: tools && 'hover',
       modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage', 'sendChartToCloud']}))
     panel.host.setAttribute('aria-label', (layout.meta && layout.meta.alt) || '')
     if (!panel.bound) {
@@ -172,7 +177,7 @@ window.mergelab = (() => {
     if (now) told(panel, now)
     else if (panel.drawn) panel.drawn()
     const module = layout.meta && layout.meta.module
-    if (module) { opened = module; panels.forEach(frame) } else frame(panel)
+    if (module && module !== opened) { opened = module; panels.forEach(frame) }
   }
 
   function mount({element, props, trigger, watch, key}) {
