@@ -233,7 +233,7 @@ print(json.dumps([*said, statistics.median(b - a for a, b in zip(ends[1:], ends[
 
 def accuracy(bench: Bench, pairs: int) -> None:
     """How far the merged deltas of one layer's matrices are from the same formulas in float64 with whole SVDs."""
-    from textbook_job import MATRIX
+    import textbook
 
     from mergelab import METHODS as methods
     from mergelab import Expert, Recipe, plan
@@ -251,8 +251,8 @@ def accuracy(bench: Bench, pairs: int) -> None:
         for name in [name for name in work.names if "layers.0." in name and work.decomposes(name)][:5]:
             layer = work.layer(name, "cpu")
             dense = [delta if isinstance(delta, torch.Tensor) else delta.dense() for delta in layer.deltas]
-            exact = MATRIX[method]([delta.double() for delta in dense])
-            made = methods[method](layer, **METHODS[method]).delta, MATRIX[method](dense)
+            exact = textbook.METHODS[method]([delta.double() for delta in dense])
+            made = methods[method](layer, **METHODS[method]).delta, textbook.METHODS[method](dense)
             errors.append([float((delta.double() - exact).norm() / exact.norm()) for delta in made])
         row(f"{method}, {kind}", *(f"{max(column):.1e}" for column in zip(*errors)))
 

@@ -2,8 +2,8 @@
 
     python benchmarks/matrix.py [--quick]      prints a Markdown table
 
-The papers' way is written out here: dense `torch.linalg.svd` in float32, `torch.topk` for thresholds. Both ways run in
-turn, on one thread, and the medians of their CPU seconds are compared; what is exact is the papers' way in float64.
+The papers' way is that of textbook.py. Both ways run in turn, on one thread, and the medians of their CPU seconds are
+compared; what is exact is the papers' way in float64.
 Deltas are drawn: a decaying signal in an eighth of the directions over a floor of noise, or adapters of rank 16.
 """
 
@@ -16,68 +16,19 @@ from datetime import date
 from functools import partial
 from statistics import median
 
+import textbook
 import torch
 from torch import Tensor
 
 from mergelab import METHODS
 from mergelab.maths.selection import kth_largest
-from mergelab.maths.spectral import LowRank
+from mergelab.maths.spectral import LowRank, dense
 from mergelab.merging.memory import reused
 from mergelab.method import Layer
 
 Way = Callable[[], Tensor]
 TURN = 0.05  # seconds
-
-
-def star(deltas: list[Tensor], eta: float = 40) -> Tensor:
-    """STAR by full SVDs."""
-    total = torch.zeros_like(deltas[0])
-    for tau in deltas:
-        u, s, vt = torch.linalg.svd(tau, full_matrices=False)
-        mass = s.cumsum(0)
-        r = int((mass < eta / 100 * mass[-1]).sum()) + 1
-        total += (u[:, :r] * (s[:r] * mass[-1] / mass[r - 1])) @ vt[:r]
-    return total / len(deltas)
-
-
-def star_of_sketches(deltas: list[LowRank], eta: float = 40) -> Tensor:
-    """STAR on LoRA deltas of known rank by a randomised SVD, as its authors' code does it."""
-    total = torch.zeros(deltas[0].shape)
-    for tau in deltas:
-        u, s, v = torch.svd_lowrank(tau.dense(), q=tau.left.shape[1])
-        mass = s.cumsum(0)
-        r = int((mass < eta / 100 * mass[-1]).sum()) + 1
-        total += (u[:, :r] * (s[:r] * mass[-1] / mass[r - 1])) @ v[:, :r].T
-    return total / len(deltas)
-
-
-def drm_h(deltas: list[Tensor], drop: float = 0.8, floor: float = 0.01) -> Tensor:
-    """DRM-H by the SVD of the concatenation."""
-    u, s, vt = torch.linalg.svd(torch.cat(deltas, 1), full_matrices=False)
-    rank = int((s > floor * s[0]).sum())
-    blocks = torch.stack(vt[:rank].chunk(len(deltas), 1))  # (expert, k, columns)
-    lengths = blocks.norm(dim=2, keepdim=True)
-    unit = blocks / lengths
-    least = unit.abs().flatten().topk(round((1 - drop) * unit.numel())).values[-1]
-    scaled = torch.where(unit.abs() >= least, unit, 0) * lengths * s[:rank, None]
-    sign = scaled.sum(0).sign()
-    chosen = torch.where(scaled.sign() == torch.where(sign == 0, sign.sum().sign(), sign), scaled, 0)
-    return u[:, :rank] @ (chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1))
-
-
-def drm_v(deltas: list[Tensor]) -> Tensor:
-    """DRM-V: the same of the transposes."""
-    return drm_h([tau.T.contiguous() for tau in deltas]).T
-
-
-def ties(deltas: list[Tensor], density: float = 0.2) -> Tensor:
-    """TIES with a full selection per delta."""
-    stack = torch.stack(deltas)
-    least = [tau.abs().flatten().topk(int(density * tau.numel())).values[-1] for tau in deltas]
-    kept = torch.where(stack.abs() >= torch.stack(least).view(-1, 1, 1), stack, 0)
-    sign = torch.where(kept.sum(0) >= 0, 1, -1)
-    chosen = torch.where(kept.sign() == sign, kept, 0)
-    return chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1)
+RANK = 16  # of adapters
 
 
 def delta_of(out: int, columns: int, seed: int) -> Tensor:
@@ -89,7 +40,7 @@ def delta_of(out: int, columns: int, seed: int) -> Tensor:
     return signal + 0.02 * torch.randn(out, columns, generator=draw) / min(out, columns) ** 0.5
 
 
-def adapter_of(out: int, columns: int, seed: int, rank: int = 16) -> LowRank:
+def adapter_of(out: int, columns: int, seed: int, rank: int = RANK) -> LowRank:
     """A LoRA delta in float32 whose singular values span one and a half decades."""
     draw = torch.Generator().manual_seed(seed)
     scale = torch.logspace(0, -1.5, rank)
@@ -134,43 +85,42 @@ def dense_rows(quick: bool) -> Iterator[str]:
     """STAR, DRM and TIES on full deltas."""
     shapes = [(576, 576), (768, 768), (1536, 576), (3072, 768), (1024, 1024), (2048, 2048)]
     for out, columns in shapes[: 2 if quick else None]:
-        yield method_row("star", star, [delta_of(out, columns, seed=0)], 3 if out > 1536 else 7)
+        yield method_row("star", [delta_of(out, columns, seed=0)], 3 if out > 1536 else 7)
     for n, count in [(768, 2), (768, 4), (768, 8), (1024, 8)][: 1 if quick else None]:
         deltas = [delta_of(n, n, seed) for seed in range(count)]
-        yield from (method_row(name, way, deltas, 3) for name, way in DRM)
+        yield from (method_row(name, deltas, 3) for name in ("drm_h", "drm_v"))
     deltas = [delta_of(1536, 576, seed) for seed in range(4)]
-    yield from (method_row(name, way, deltas, 3) for name, way in DRM)
-    yield method_row("ties", ties, deltas, 7, density=0.2)
+    yield from (method_row(name, deltas, 3) for name in ("drm_h", "drm_v"))
+    yield method_row("ties", deltas, 7, density=0.2)
 
 
 def adapter_rows(quick: bool) -> Iterator[str]:
     """STAR and DRM on adapters of rank 16."""
     for out, columns in [(768, 768), (1024, 1024), (3072, 768)][: 1 if quick else None]:
         deltas = [adapter_of(out, columns, seed) for seed in range(4)]
-        yield method_row("star", star, deltas, 3)
-        what = f"STAR, 4 adapters {out}×{columns}, against `svd_lowrank`"
-        yield method_row("star", star_of_sketches, deltas, 9, what)
-        yield from (method_row(name, way, deltas, 3) for name, way in DRM)
+        yield method_row("star", deltas, 3)
+        yield method_row("star", deltas, 9, partial(textbook.star_of_sketches, rank=RANK), ", against `svd_lowrank`")
+        yield from (method_row(name, deltas, 3) for name in ("drm_h", "drm_v"))
 
 
-def method_row(name: str, papers: Callable, deltas: list, rounds: int, what: str = "", **settings: float) -> str:
-    """A method against the papers' way, on the same deltas."""
-    method, thin = METHODS[name], isinstance(deltas[0], LowRank)
-    kind = "adapters" if thin else "full"
-    what = what or f"{method.title}, {len(deltas)} {kind} {'×'.join(map(str, deltas[0].shape))}"
-    exact = EXACT[name]([d.to(torch.float64).dense() if thin else d.double() for d in deltas])
+def method_row(
+    name: str, deltas: list, rounds: int, papers: Callable | None = None, against: str = "", **settings: float
+) -> str:
+    """A method against the papers' way, on the same deltas; adapters are multiplied out there first."""
+    method, papers = METHODS[name], papers or textbook.METHODS[name]
+    kind = "adapters" if isinstance(deltas[0], LowRank) else "full"
+    what = f"{method.title}, {len(deltas)} {kind} {'×'.join(map(str, deltas[0].shape))}{against}"
+    exact = textbook.METHODS[name]([dense(delta.to(torch.float64)) for delta in deltas])
     layer = layer_of(deltas)
     road = method(layer, **settings).roads[:1]
-    whole = [d.dense() for d in deltas] if thin and papers is not star_of_sketches else deltas
+
+    def theirs() -> Tensor:
+        return papers([dense(delta) for delta in deltas])
 
     def ours() -> Tensor:
         return method(replace(layer), **settings).delta  # a copy that knows no factors yet
 
-    return row(what, lambda: papers(whole), ours, exact, rounds, *road)
-
-
-DRM = [("drm_h", drm_h), ("drm_v", drm_v)]
-EXACT = {"star": star, "ties": ties, **dict(DRM)}
+    return row(what, theirs, ours, exact, rounds, *road)
 
 
 def selection_rows(quick: bool) -> Iterator[str]:
