@@ -11,7 +11,7 @@ app: $(VENV)/app
 test: $(VENV)/test chromium
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/test  ## every table of benchmarks/README.md in one run; MERGEKIT=PYTHON: an interpreter that has mergekit
+bench: $(VENV)/test  ## matrices and whole merges, as tables; MERGEKIT=PYTHON: an interpreter that has mergekit
 	$(BIN)/python benchmarks/jobs.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 
 format: $(VENV)/test

@@ -120,7 +120,7 @@ window.mergelabLearn = (() => {
   addEventListener('keydown', event => {
     const turn = {ArrowLeft: '#learn-back', ArrowRight: '#learn-next'}[event.key]
     if (!turn || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return
-    if (event.target.closest('input, textarea, select, [role=tab], [role=slider], [role=listbox], [contenteditable=true]')) return
+    if (event.target.closest('input, textarea, select, [role=tab], [role=slider], [role=listbox], [role=region], [contenteditable=true]')) return
     const button = document.querySelector(turn)
     if (button && button.offsetParent && !button.disabled) { event.preventDefault(); button.click() }
   })

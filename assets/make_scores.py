@@ -1,10 +1,11 @@
-"""Makes what the Scores and Sweep tabs open with: `python assets/make_scores.py` (half a minute)."""
+"""Makes what the Scores, Sweep and Compare tabs open with: `python assets/make_scores.py` (half a minute)."""
 
 import json
+from dataclasses import replace
 
 from mergelab import METHODS, Recipe, result
 from mergelab.lab.lab import START, Lab, by_method
-from mergelab.lab.shipped import BOARD, SWEEP
+from mergelab.lab.shipped import BOARD, COMPARISON, PAIR, SWEEP
 from mergelab.scores.knobs import knobs_of, sensible_range, spread
 
 RIVALS = ("linear", "task_arithmetic", "ties", "drm_h", "tsv_m")
@@ -18,7 +19,10 @@ def main() -> None:
     )
     low, high, count = sensible_range(eta := knobs_of(METHODS["star"], len(start.experts))["eta"])
     sweep = result(lab.sweep(start, "eta", spread(low, high, count, eta.step)))
-    for path, found in ((BOARD, board), (SWEEP, sweep)):
+    comparison = result(lab.compare(*(result(lab.merged(recipes[METHODS[name].title])) for name in PAIR)))
+    spectra = {n: tuple(tuple(float(f"{v:.6g}") for v in one) for one in two) for n, two in comparison.spectra.items()}
+    comparison = replace(comparison, spectra=spectra)  # as many digits as a picture needs
+    for path, found in ((BOARD, board), (SWEEP, sweep), (COMPARISON, comparison)):
         path.write_text(json.dumps(found.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 

@@ -9,8 +9,9 @@
     const z = listed(trace.z).map(listed), names = listed(trace.customdata).map(listed)[0]
     const ranks = layout.meta && layout.meta.eta && layout.meta.eta.kind === 'heat'  // its colour is a share, its text the rank
     const cells = ranks ? listed(trace.text).map(row => listed(row).map(Number)) : z
-    const across = layout.meta && layout.meta.across, x = listed(trace.x)
-    return {headers: [across || titled(axisOf(layout, trace, 'x')) || 'column', ...listed(trace.y).map(String)],
+    const across = layout.meta && layout.meta.across, x = trace.x ? listed(trace.x) : cells[0].map((_, c) => c + 1)
+    const y = trace.y ? listed(trace.y).map(String) : cells.map((_, r) => `row ${r + 1}`)
+    return {headers: [across || titled(axisOf(layout, trace, 'x')) || 'column', ...y],
       rows: x.map((at, c) => [across && names ? names[c] : at, ...cells.map(row => row[c])])}
   }
 
@@ -26,17 +27,25 @@
   }
 
   function table(data, layout) {
-    const heat = data.find(trace => trace.type === 'heatmap')
-    if (heat) return heatTable(heat, layout)
+    const heats = data.filter(trace => trace.type === 'heatmap')
+    if (heats.length === 1) return heatTable(heats[0], layout)
+    if (heats.length) {  // several matrices, one below the other
+      const most = Math.max(...heats.map(trace => trace.z[0].length))
+      return {headers: ['matrix', 'row', ...Array.from({length: most}, (_, c) => `column ${c + 1}`)],
+        rows: heats.flatMap(trace => listed(trace.z).map((row, r) => [trace.name, r + 1, ...listed(row)]))}
+    }
     const traces = data.filter(trace => trace.name && listed(trace.y).some(value => value != null))
     if (!traces.length) return null
     const paired = new Set(traces.map(trace => trace.yaxis || 'y')).size > 1
     const xs = traces.map(trace => listed(trace.x)), all = [...new Set(xs.flat())]
     const titles = [...new Set(traces.map(trace => titled(axisOf(layout, trace, 'x'))).filter(Boolean))]
     const wide = titles.length < 2 && xs.every(x => new Set(x).size === x.length) && xs.some(x => x.length === all.length)
-    if (!wide)  // clouds of points: a row per point
-      return {headers: ['series', titles[0] || 'x', titled(axisOf(layout, traces[0], 'y')) || 'y'],
-        rows: traces.flatMap((trace, i) => listed(trace.y).map((y, at) => [trace.name, xs[i][at], y]))}
+    if (!wide) {  // clouds of points: a row per point, with what its axes are where these are not the same for all
+      const axes = traces.map(trace => ['x', 'y'].map(letter => titled(axisOf(layout, trace, letter))))
+      const many = new Set(axes.map(String)).size > 1
+      return {headers: many ? ['series', 'x', 'y', 'x is', 'y is'] : ['series', axes[0][0] || 'x', axes[0][1] || 'y'],
+        rows: traces.flatMap((trace, i) => listed(trace.y).map((y, at) => [trace.name, xs[i][at], y, ...(many ? axes[i] : [])]))}
+    }
     const named = axisOf(layout, traces[0], 'x'), labels = new Map()  // of places that stand for names
     if (named && named.tickvals) traces.forEach((trace, i) => listed(trace.customdata).forEach((name, at) => labels.set(xs[i][at], name)))
     if (all.every(x => typeof x === 'number')) all.sort((a, b) => a - b)
@@ -73,7 +82,8 @@
       layout[key] = {...layout[key], gridcolor: '#ddd', linecolor: '#ddd', zerolinecolor: '#ddd'}
     const old = host.layout.font && host.layout.font.color
     layout.shapes = (layout.shapes || []).map(shape => shape.line && shape.line.color === old ? {...shape, line: {...shape.line, color: ink}} : shape)
-    return {data: host.data, layout, config: {}}
+    const data = host.data.map(trace => trace.textfont && trace.textfont.color === old ? {...trace, textfont: {...trace.textfont, color: ink}} : trace)
+    return {data, layout, config: {}}
   }
 
   async function picture(host, format, name) {

@@ -4,12 +4,13 @@ window.mergelab = (() => {
   const panels = new Set()
   let eta = 40, pending = false, opened = null  // opened: the module whose spectra are drawn
 
+  const touched = matchMedia('(pointer: coarse)').matches  // a finger scrolls the page, over a figure too
   const css = name => getComputedStyle(document.body).getPropertyValue(name).trim()
 
   function themed(layout) {
     const text = css('--body-text-color') || '#333', line = css('--border-color-primary') || '#ddd'
     const out = {...layout, template: 'none', autosize: true, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-      font: {family: css('--font') || 'sans-serif', color: text, size: 12}, dragmode: layout.dragmode || 'zoom',
+      font: {family: css('--font') || 'sans-serif', color: text, size: 12}, dragmode: layout.dragmode || (touched ? false : 'zoom'),
       modebar: {bgcolor: 'rgba(0,0,0,0)', color: css('--body-text-color-subdued') || '#888', activecolor: text},
       hoverlabel: {bgcolor: css('--background-fill-primary') || '#fff', bordercolor: line, font: {color: text}}}
     for (const key of Object.keys(out).filter(key => /^[xy]axis\d*$/.test(key)))

@@ -1,9 +1,9 @@
 """Whole merges, measured as a user meets them: a process from its start to its end, with imports, reading and writing.
 
-`make bench` prints all tables of benchmarks/README.md, those of matrix.py first. Candidates take turns within one run,
-and what is compared is their ratio there; every number is of this machine as busy as it was. `--quick` tries the
-harness with a small model. `--mergekit PYTHON` compares with mergekit too, where that interpreter can import it.
-Nothing is written outside a temporary folder, unless `--keep FOLDER` names one for the models.
+`make bench` prints the tables of matrices and of whole merges in benchmarks/README.md, those of matrix.py first.
+Candidates take turns within one run, and what is compared is their ratio there; every number is of this machine as busy
+as it was. `--quick` tries the harness with a small model. `--mergekit PYTHON` compares with mergekit too, where that
+interpreter can import it. All is written in a temporary folder, unless `--keep FOLDER` names one for the models.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What one visitor may ask of a page that many share, read from the environment; no bounds for a person alone.
 
-In public mode a model is a bundled one or one of the Hub: no path of this machine is ever looked at. The command line
-never reads any of this.
+In public mode a model is a bundled one or one of the Hub: no path of this machine is ever looked at. Only the page
+reads any of this.
 """
 
 import os

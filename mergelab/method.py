@@ -71,25 +71,26 @@ class Layer:
         return tuple(self._factorise(range(len(self.deltas)), wanted))
 
     @cached_property
-    def _factorise(self) -> Factorise:
+    def _factorise(self) -> "Remembered":
         def computed(experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
             return spectral.factors_of_each([self.deltas[expert] for expert in experts], wanted)
 
-        return remembered(self.factorise or computed)
+        return Remembered(self.factorise or computed)
 
     def leading(self, factors: Sequence[Factors], ranks: Sequence[int], gains: Sequence[float]) -> list[LowRank]:
         """Each delta's so many strongest directions, times a gain. What was projected for other ranks is taken over."""
         return [self._leading(i, *of_it) for i, of_it in enumerate(zip(factors, ranks, gains))]
 
     def _leading(self, expert: int, factors: Factors, rank: int, gain: float) -> LowRank:
-        delta, known = self.deltas[expert], self._coordinates.get(expert)
+        delta, (road, known) = self.deltas[expert], self._coordinates.get(expert, ("", None))
+        known = known if road == factors.road else None  # other roads find the same directions with other signs
         found = spectral.coordinates(delta, factors, rank, known)
         if known is None or len(known) < rank:
-            self._coordinates[expert] = found
+            self._coordinates[expert] = factors.road, found
         return spectral.leading(delta, factors, rank, gain, found)
 
     @cached_property
-    def _coordinates(self) -> dict[int, Tensor]:
+    def _coordinates(self) -> dict[int, tuple[str, Tensor]]:
         return {}
 
     @cached_property
@@ -155,17 +156,19 @@ class Whole:
     walk: Callable[[], Iterable[Layer]]
 
 
-def remembered(factorise: Factorise) -> Factorise:
-    """The same, asked again only for deltas whose vectors it has not given yet."""
-    known: dict[int, Factors] = {}
+class Remembered:
+    """A Factorise that is asked again only for deltas whose vectors it has not given yet."""
 
-    def found(experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
+    def __init__(self, factorise: Factorise):
+        self.factorise = factorise
+        self.known: dict[int, Factors] = {}
+
+    def __call__(self, experts: Sequence[int], wanted: Wanted | None) -> Sequence[Factors]:
+        known = self.known
         lacking = [expert for expert in experts if expert not in known or not known[expert].suffice(wanted)]
         if lacking:
-            known.update(zip(lacking, factorise(lacking, wanted)))
+            known.update(zip(lacking, self.factorise(lacking, wanted)))
         return [known[expert] for expert in experts]
-
-    return found
 
 
 def each(value: float | tuple[float, ...], experts: int) -> tuple[float, ...]:

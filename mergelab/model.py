@@ -4,9 +4,11 @@ The only room that knows transformers. Weights come from the folder's safetensor
 """
 
 import copy
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 
 from mergelab.config import count_in, names_in, part_of
 from mergelab.errors import MergeError, brief
-from mergelab.files.checkpoint import read_json
+from mergelab.files.checkpoint import Checkpoint, read_json
+from mergelab.words import counted
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,51 @@ def running(folder: Path) -> Running:
     disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise MergeError(f"'{folder.name}' has no config.json, so it cannot be prompted.")
-    kind = _architecture(read_json(folder / "config.json"), folder.name)
+    config = read_json(folder / "config.json")
+    kind = _architecture(config, folder.name)
+    _check_size(kind, config, folder)
     safe = {"local_files_only": True, "trust_remote_code": False}
+    how = {"dtype": torch.float32, "device_map": _places(), "use_safetensors": True, "output_loading_info": True}
     try:
-        model = kind.from_pretrained(folder, dtype=torch.float32, device_map="auto", use_safetensors=True, **safe)
+        model, about = kind.from_pretrained(folder, **how, **safe)
     except Exception as error:  # transformers has one of its own for whatever a folder may hold
         raise MergeError(f"'{folder.name}' cannot be loaded, so it cannot be prompted: {_reason(error)}") from error
+    if lost := sorted(about["missing_keys"]):
+        raise MergeError(
+            f"'{folder.name}' lacks {counted(len(lost), 'tensor')} that a {kind.__name__} has, '{lost[0]}' first: it "
+            "would run with random numbers there. Take a whole model."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
     except (OSError, ValueError, KeyError):
         tokenizer = None
     return Running(model.eval(), tokenizer, folder.name)
+
+
+def _check_size(kind: Any, config: dict, folder: Path) -> None:
+    """MergeError if config.json describes a model far larger than the weights beside it: nothing would fill it."""
+    try:
+        entries = Checkpoint(folder, folder.name).entries.values()
+    except MergeError:  # said by those who load it
+        return
+    held = sum(prod(entry.shape) for entry in entries)
+    layers = count_in(config, "num_hidden_layers", "n_layer", "num_layers") or 0
+    if layers <= len(entries):
+        try:
+            with torch.device("meta"):
+                wanted = sum(p.numel() for p in kind(kind.config_class.from_dict(copy.deepcopy(config))).parameters())
+        except Exception:  # said by those who load it
+            return
+    if layers > len(entries) or wanted > 2 * held:
+        raise MergeError(
+            f"config.json of '{folder.name}' describes a larger model than its weights are ({held:,} numbers in "
+            f"{counted(len(entries), 'tensor')}). Take a whole model."
+        )
+
+
+def _places() -> str:
+    """Where accelerate puts a model: where there is room; not on Apple's GPUs, which have no float64 for moments."""
+    return "cpu" if torch.backends.mps.is_available() else "auto"
 
 
 def _reason(error: Exception) -> str:
@@ -148,14 +185,48 @@ def built(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
     return model.eval()
 
 
+def in_memory(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Name on disk -> name in the model that transformers makes of it; the same where that cannot be told."""
+    import transformers
+
+    kind = getattr(transformers, next(iter(names_in(config, "architectures")), ""), None)
+    names = list(names)
+    try:
+        with torch.device("meta"):
+            model = kind(kind.config_class.from_dict(copy.deepcopy(dict(config))))
+    except Exception:  # no class of theirs, or no configuration of it: said by those who run it
+        return {name: name for name in names}
+    held, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
+    return {
+        name: next((way for way in (name, prefix + name, name.removeprefix(prefix)) if way in held), name)
+        for name in names
+    }
+
+
 def outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What a model answers: its logits, or the embeddings or states of one that has none."""
+    """What a model answers to a batch, as `answered`."""
     with torch.no_grad():
-        answer = model(**batch)
-    if isinstance(answer, torch.Tensor):
-        return answer
-    keys = ("logits", "logits_per_image", "image_embeds", "text_embeds", "last_hidden_state")
-    return next(answer[key] for key in keys if answer.get(key) is not None)
+        return answered(model(**batch))
+
+
+def answered(found: Any) -> torch.Tensor:
+    """What a forward pass has given: logits, or the embeddings or states of a model that has none; else MergeError."""
+    if isinstance(found, torch.Tensor):
+        return found
+    if found.get("start_logits") is not None:  # of an answer's span
+        return torch.stack([found["start_logits"], found["end_logits"]], -1)
+    keys = ("logits", "prediction_logits", "logits_per_image", "image_embeds", "text_embeds", "last_hidden_state")
+    for key in keys:
+        if found.get(key) is not None:
+            return found[key]
+    raise MergeError(f"What the model gives ({', '.join(found)}) is not known here: none of {', '.join(keys)}.")
+
+
+def sees_encoder(module: str) -> bool:
+    """Whether a module of an encoder-decoder works on the encoder's positions: all of it, or keys and values across."""
+    parts = module.split(".")
+    across = any(part in ("EncDecAttention", "encoder_attn") for part in parts)
+    return parts[-1] in ("k", "v", "k_proj", "v_proj") if across else "encoder" in parts
 
 
 def laid_out(encoded: Sequence[tuple[Sequence[int], Sequence[int]]], fill: int = 0) -> tuple[torch.Tensor, ...]:
@@ -188,19 +259,19 @@ def all_first_choice(logits: torch.Tensor, ids: torch.Tensor, answer: torch.Tens
     return ((logits.argmax(-1).cpu() == ids[:, 1:]) | ~answer[:, 1:]).all(1)
 
 
-def probe(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+def probe(config: Mapping[str, Any], seed: int = 0, samples: int = 1) -> dict[str, torch.Tensor]:
     """Random tokens, pixels, or both: something that a model of this configuration can be run on."""
     draw = torch.Generator().manual_seed(seed)
     text, images = part_of(config, "text_config") or config, part_of(config, "vision_config") or config
     batch = {}
     if size := count_in(text, "vocab_size"):
         room = min((count_in(text, "max_position_embeddings", "n_positions") or 16) - 4, 12)
-        batch["input_ids"] = torch.randint(0, size, (2, max(room, 1)), generator=draw)
+        batch["input_ids"] = torch.randint(0, size, (samples, max(room, 1)), generator=draw)
         if config.get("is_encoder_decoder"):
-            batch["decoder_input_ids"] = torch.randint(0, size, (2, 8), generator=draw)
+            batch["decoder_input_ids"] = torch.randint(0, size, (samples, 8), generator=draw)
     if "num_channels" in images or "image_size" in images:
         sides = _sides(images.get("image_size") or 32)
-        batch["pixel_values"] = torch.randn(2, count_in(images, "num_channels") or 3, *sides, generator=draw)
+        batch["pixel_values"] = torch.randn(samples, count_in(images, "num_channels") or 3, *sides, generator=draw)
     return batch
 
 
@@ -228,13 +299,13 @@ def with_biases(model: Any) -> Any:
     Llama and its kin have two switches in their configuration. Mistral and Qwen2 without a sliding window are Llamas
     to the bit, and become ones. Others come back as they are, or with biases in their attention alone.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     old = model.config.to_dict()
     kind, wanted = type(model), copy.deepcopy(model.config)
-    if _is_llama(model.config):
-        known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
-        kind, wanted = LlamaForCausalLM, LlamaConfig(**{key: old[key] for key in known & old.keys()})
+    if llama := _as_llama(model):
+        known = LlamaConfig(num_labels=3).to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+        kind, wanted = llama, LlamaConfig(**{key: old[key] for key in known & old.keys()})
     for switch in ("attention_bias", "mlp_bias"):
         if hasattr(wanted, switch):
             setattr(wanted, switch, True)
@@ -242,6 +313,8 @@ def with_biases(model: Any) -> Any:
     made = kind(wanted).to(dtype=model.dtype, device=model.device)
     about = made.load_state_dict(model.state_dict(), strict=False)
     assert not about.unexpected_keys and all(key.endswith(".bias") for key in about.missing_keys), about
+    if made.can_generate():
+        made.generation_config = copy.deepcopy(model.generation_config)
     with torch.no_grad():
         for key in about.missing_keys:
             made.get_parameter(key).zero_()
@@ -250,11 +323,16 @@ def with_biases(model: Any) -> Any:
 
 def takes_biases(model: Any) -> bool:
     """Whether `with_biases` can give this model a bias in attention and MLP alike."""
-    return _is_llama(model.config) or all(hasattr(model.config, key) for key in ("attention_bias", "mlp_bias"))
+    return bool(_as_llama(model)) or all(hasattr(model.config, key) for key in ("attention_bias", "mlp_bias"))
 
 
-def _is_llama(config: Any) -> bool:
-    return config.model_type in ("mistral", "qwen2") and not _slides(config)
+def _as_llama(model: Any) -> Any:
+    """The class of Llama that a Mistral or Qwen2 is to the bit; None for any other model."""
+    import transformers
+
+    if model.config.model_type not in ("mistral", "qwen2") or _slides(model.config):
+        return None
+    return getattr(transformers, re.sub("^(Mistral|Qwen2)", "Llama", type(model).__name__), None)
 
 
 def _slides(config: Any) -> bool:

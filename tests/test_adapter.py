@@ -6,8 +6,10 @@ import pytest
 import torch
 from making import finished, merged, noise, recipe_of, shifted, tiny, write_adapter, write_model
 
-from mergelab import inspect, plan
+from mergelab import MergeError, inspect, plan
+from mergelab.files.adapter import _patterned
 from mergelab.files.checkpoint import Checkpoint
+from mergelab.maths.spectral import dense
 
 A, B = noise(2, 8, seed=1), noise(6, 2, seed=2)  # for 'a.weight', (6, 8)
 PAIR = {"a.lora_A.weight": A.float(), "a.lora_B.weight": B.float()}
@@ -167,3 +169,36 @@ def test_a_trained_bias_of_b_is_scaled_as_b_is(tmp_path):
     pair = {"b.lora_A.weight": noise(2, 6).float(), "b.lora_B.weight": noise(8, 2).float()}
     folder = write_adapter(tmp_path / "lora", pair | {"b.lora_B.bias": bias.float()}, lora_bias=True)
     assert torch.allclose(delta(folder, tmp_path, "b.bias", base), 2 * bias, atol=1e-5)
+
+
+def test_an_adapter_upon_a_model_of_other_names_changes_the_tensors_that_it_means(tmp_path):
+    own = {f"layers.0.{name}.weight": noise(6, 8, seed=i).float() for i, name in enumerate("wvu")}
+    base = write_model(tmp_path / "base", {f"m.{name}": tensor for name, tensor in own.items()})
+    expert = write_model(tmp_path / "expert", own)
+    pair = {"lora_A": noise(2, 8, seed=5).float(), "lora_B": noise(6, 2, seed=6).float()}
+    adapter = write_adapter(tmp_path / "lora", {f"layers.0.w.{part}.weight": t for part, t in pair.items()})
+    found = plan(recipe_of(base, f"{expert}+{adapter}")).delta("m.layers.0.w.weight", 0, "cpu")
+    assert torch.allclose(dense(found), 2 * pair["lora_B"] @ pair["lora_A"], atol=1e-5)
+
+
+def test_an_adapter_that_changes_a_table_of_another_vocabulary_is_refused(tmp_path):
+    base, own = write_model(tmp_path / "base", tiny()), tiny()
+    own["embed.weight"] = noise(13, 6).float()
+    expert = write_model(tmp_path / "expert", own)
+    pair = {"lora_A": noise(2, 6).float(), "lora_B": noise(13, 2).float()}
+    adapter = write_adapter(tmp_path / "lora", {f"embed.{part}.weight": tensor for part, tensor in pair.items()})
+    with pytest.raises(MergeError, match=r"The adapter of expert '.*' changes 'embed.weight', which does not fit"):
+        plan(recipe_of(base, f"{expert}+{adapter}", vocabulary="common"))
+
+
+@pytest.mark.parametrize("key", [".?" * 31 + "x", "(a|a)" * 31, ".*.*.*x", "(a+)+x", "a" * 301])
+def test_patterns_that_could_take_for_ever_are_refused_at_once(key):
+    with pytest.raises(MergeError, match="in too many ways to try"):
+        _patterned("rank_pattern", {key: 1}, "m" * 40)
+
+
+@pytest.mark.parametrize("key", ["q_proj", r"layers\.\d+\..*q_proj", "(q|k|v|o|gate|up|down)_proj", ".*attn.*"])
+def test_patterns_that_people_write_are_taken(key):
+    assert _patterned("rank_pattern", {key: 7}, "model.layers.3.self_attn.q_proj") == 7
+    with pytest.raises(MergeError, match="in too many ways to try"):
+        _patterned("rank_pattern", {key: 7}, "m" * 301)

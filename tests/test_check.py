@@ -158,3 +158,8 @@ def test_what_is_wrong_on_the_hub_is_told_at_once(hub, tmp_path):
     (tmp_path / "r.yaml").write_text(recipe_of("org/base", "secret/expert").to_yaml())
     done = mergelab("check", tmp_path / "r.yaml", env=env)
     assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr
+
+
+def test_only_methods_that_look_at_singular_directions_are_said_to():
+    spectral = {name for name, method in METHODS.items() if is_spectral(method)}
+    assert {"star", "drm_h", "tsv_m"} <= spectral and not spectral & {"linear", "ties", "nuslerp", "slerp", "nearswap"}

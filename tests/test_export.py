@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from making import finished, merged, noise, put_in_place, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import load_file, save_file
 
@@ -211,3 +212,21 @@ def test_a_change_beyond_the_numbers_of_an_adapter_is_refused_or_left_out(tmp_pa
     small = write_model(tmp_path / "small", {"a.weight": start["a.weight"] + 1, "b.weight": start["b.weight"] + 1e-200})
     report = finished(export_lora(str(small), str(base), tmp_path / "out", 2))
     assert report.errors.keys() == {"a.weight"} and "too small for F32" in report.left_out["b.weight"]
+
+
+def test_an_adapter_goes_by_the_names_that_the_model_has_in_memory_and_comes_back_to_those_on_disk(tmp_path):
+    config = transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    own = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
+    own.pop("lm_head.weight")
+    about = config.to_dict() | {"architectures": ["GPT2LMHeadModel"]}
+    base = write_model(tmp_path / "base", own, **about)
+    name = "h.0.attn.c_attn.weight"
+    full = write_model(tmp_path / "full", own | {name: own[name] + 0.1}, **about)
+    finished(export_lora(str(full), str(base), tmp_path / "out", 2))
+    held = load_file(tmp_path / "out/adapter_model.safetensors")
+    keys = {key.removeprefix("base_model.model.").split(".lora_")[0] for key in held}
+    assert keys == {"transformer.h.0.attn.c_attn"} and keys <= {name for name, _ in model.named_modules()}
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["target_modules"] == sorted(keys)
+    back = plan(recipe_of(base, tmp_path / "out")).layer(name, "cpu").dense[0]
+    assert torch.allclose(back, torch.full_like(back, 0.1), atol=1e-5)

@@ -132,3 +132,14 @@ def test_names_that_differ_by_a_prefix_are_matched_and_said(tmp_path, mine, thei
     assert torch.allclose(work.layer(f"{mine}model.a.weight", "cpu").dense[0], wanted)
     assert any("names its tensors otherwise" in note for note in work.notes)
     assert work.skipped["classifier.weight"] == "the base has no such tensor, only 'expert'"
+
+
+def test_the_nearest_name_is_looked_for_a_few_times_however_many_tensors_lack(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("mergelab.planning.fit.did_you_mean", lambda *given: asked.append(given) or "")
+    names = [f"layers.{i}.a" for i in range(30)]
+    base = write_model(tmp_path / "base", {f"{name}.weight": noise(2, 2).float() for name in names} | model())
+    expert = write_model(tmp_path / "expert", {f"{name}.weights": noise(2, 2).float() for name in names} | model(1))
+    with pytest.raises(MergeError, match=r"has no tensor 'layers.0.a.weight'.*And 29 more such"):
+        plan(recipe_of(base, expert))
+    assert len(asked) == 3

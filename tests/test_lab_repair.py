@@ -94,6 +94,21 @@ def test_a_folded_checkpoint_is_an_ordinary_model_that_scores_as_the_repaired_on
         model = running(tmp_path / path.stem).model
         right = right_labels(model, own_pictures(f"digits/{report.task}").test)
         assert float(right.float().mean()) == pytest.approx(report.scores["repaired"], abs=0.01)
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    assert finished(lab.written(tact.key, sidecar=False)) == paths  # not written twice, and nothing lies beside them
+    assert [path.stat().st_mtime_ns for path in paths] == stamps and sorted(paths[0].parent.iterdir()) == sorted(paths)
+    assert not list(tact.home.glob("plain")) + list(tact.home.glob("without-*"))
+
+
+def test_a_number_of_samples_that_is_none_is_refused(lab):
+    for samples in (-5, 3, 513):
+        with pytest.raises(MergeError, match="calibration samples"):
+            finished(lab.tell(Trial(NUMBERS, samples=samples), "none"))
+
+
+def test_a_recipe_that_aligns_is_aligned_whatever_the_tab_says(lab):
+    told = finished(lab.tell(Trial(replace(TWO, align="weights"), samples=8), "none"))
+    assert told.outcome.trial["align"] == "weights" and told.outcome.matching.after and told.outcome.plain
 
 
 def test_the_recipe_that_goes_with_an_aligned_merge_makes_it_again(tact, tmp_path):

@@ -18,6 +18,7 @@ from mergelab.__main__ import main
 from mergelab.files.checkpoint import Checkpoint, Entry
 from mergelab.files.digests import sha256_of
 from mergelab.files.shards import ShardWriter
+from mergelab.merging.card import shown_source
 from mergelab.recipes.mergekit_yaml import size
 
 
@@ -202,3 +203,10 @@ def test_an_adapter_in_the_written_recipe_stands_behind_its_base_as_mergekit_wan
 
 def test_shifted_models_differ():
     assert not (shifted(tiny(), 1)["a.weight"] == tiny()["a.weight"]).all()
+
+
+def test_a_card_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "models/base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert shown_source("models/base") == shown_source(str(tmp_path / "models/base")) == "base"
+    assert shown_source("org/base@main") == "org/base" and shown_source("org/base+models/base") == "org/base+base"

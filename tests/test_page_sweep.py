@@ -128,7 +128,7 @@ def test_a_sweep_shows_its_progress_and_can_be_stopped(page, lab, monkeypatch):
     expect(page.locator("#verdict")).to_contain_text(re.compile(r"\d of 10 points\. Best of \d point"))
     page.click("#stop-sweep")
     expect(page.locator("#sweep-status")).to_contain_text("Stopped. The points that it had finished are shown.")
-    count = page.locator("#verdict").text_content().strip()[0]  # what is drawn is what is told
+    count = re.search(r"(\d) of 10 points", page.locator("#verdict").text_content())[1]  # what is drawn is what is told
     assert page.evaluate("document.querySelector('#curves .ml-plot').data.at(-1).x.length") == int(count)
 
 
@@ -163,6 +163,23 @@ def test_two_merges_are_compared_asked_and_gone_back_to(page):
     page.locator("#load-past").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#method input").first).to_have_value(re.compile("^STAR"))
+
+
+def test_compare_opens_with_an_example_that_can_be_explored_and_asked(page):
+    go(page, "Compare")
+    assert "of the two changes: 0." in drawn(page, "#difference")
+    expect(page.locator("#compared")).to_contain_text("Example, made in advance")
+    page.get_by_role("radio", name="cosine").check()
+    expect(page.locator("#difference .ml-plot")).to_have_attribute("aria-label", re.compile("^cosine of the two"))
+    choose(page, "#compare-module", re.compile("layers.0.self_attn.q_proj"))
+    expect(page.locator("#both-spectra .ml-plot")).to_have_attribute("aria-label", re.compile("layers.0.self_attn.q"))
+    page.click("#ask-both")
+    for side in "ab":
+        expect(page.locator(f"#both-{side} textarea")).not_to_have_value("")
+    go(page, "Spectra")
+    choose(page, "#method", re.compile("^Average"))
+    go(page, "Compare")
+    expect(page.get_by_text("This is of another recipe than the one in the form. Press Compare")).to_be_visible()
 
 
 def test_comparing_a_recipe_with_itself_is_refused_by_a_sentence(page):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from making import finished, noise, recipe_of, shifted, tiny, write_adapter, write_model
+from making import finished, most_held, noise, recipe_of, shifted, tiny, write_adapter, write_model
 from safetensors.torch import load_file
 
 from mergelab import METHODS, MergeError, inspect, merge, plan
@@ -13,6 +13,8 @@ from mergelab.maths import inner
 from mergelab.maths.spectral import LowRank
 from mergelab.merging import memory, walk
 from mergelab.merging.devices import Team, workers_for
+from mergelab.merging.merge import _Job
+from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import walked
 from mergelab.planning import parts
 
@@ -221,3 +223,13 @@ def test_a_crew_that_is_ended_while_it_begins_lets_nobody_wait(monkeypatch):
         next(walked({"a": 1.0, "b": 1.0}, str, workers=2))
     assert torch.get_num_threads() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("mergelab_")]
+
+
+def test_what_is_looked_at_as_one_tensor_is_counted_as_one(tmp_path):
+    tensors = {"embed.weight": noise(20_000, 64).float()}
+    folders = [write_model(tmp_path / str(i), {"embed.weight": tensors["embed.weight"] + i}) for i in range(3)]
+    work = plan(recipe_of(*folders, method="ties"))
+    job = _Job(work, "cpu", Lookups(shared_store()), diagnose=True)
+    most = most_held(lambda: job.done("embed.weight"))
+    assert parts.held(work, "embed.weight") < most / 2
+    assert most / 2 < parts.held(work, "embed.weight", whole=True) < 3 * most

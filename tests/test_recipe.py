@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from mergelab import Expert, MergeError, Recipe
+from mergelab.planning.plan import _model_order
+from mergelab.recipes.varying import depths, shown
 
 TEXT = """
 merge_method: star
@@ -143,3 +145,47 @@ def test_a_recipe_that_cannot_be_read_is_a_clear_error(tmp_path):
         Recipe.read(tmp_path / "binary.yaml")
     with pytest.raises(MergeError, match="Cannot read"):
         Recipe.read(tmp_path)
+
+
+def test_the_sources_of_a_slice_are_all_that_is_merged():
+    sources = "[{model: a, layer_range: [0, 4]}, {model: b, layer_range: [0, 4]}]"
+    recipe = Recipe.from_yaml(
+        f"merge_method: linear\nbase_model: c\nparameters: {{weight: 0.5}}\nslices: [{{sources: {sources}}}]"
+    )
+    assert [expert.source for expert in recipe.experts] == ["a", "b"]
+    recipe = Recipe.from_yaml(f"merge_method: karcher\nbase_model: c\nslices: [{{sources: {sources}}}]")
+    assert recipe.settings["count_base"] is False
+
+
+def test_adapters_on_one_model_are_averaged_where_no_base_is_named():
+    assert Recipe.from_yaml("merge_method: linear\nmodels: [base+one, base+two]").base == "base"
+
+
+def test_a_weight_that_mergekit_does_not_know_makes_a_recipe_of_ours_alone():
+    text = "merge_method: model_stock\nbase_model: b\nmodels: [{{model: x, parameters: {{weight: {}}}}}, y]"
+    assert Recipe.from_yaml(text.format(1)).runs_in_mergekit
+    assert not Recipe.from_yaml(text.format(0.5)).runs_in_mergekit
+
+
+def test_a_short_text_cannot_stand_for_a_long_setting():
+    numbers = ", ".join(["1"] * 1001)
+    for density in (f"[{numbers}]", f"[{{value: [{numbers}]}}]", f"[{', '.join(['{value: 1}'] * 1001)}]"):
+        with pytest.raises(MergeError, match="is a list of 1001 entries; at most 1000 are taken"):
+            Recipe.from_yaml(f"merge_method: ties\nbase_model: b\nmodels: [m]\nparameters: {{density: {density}}}")
+
+
+@pytest.mark.parametrize("value", ["!!bool x", "!!int ''", "!!timestamp x", "2024-13-01"])
+def test_a_tag_of_which_nothing_can_be_made_is_not_valid_yaml(value):
+    with pytest.raises(MergeError, match="is not valid YAML"):
+        Recipe.from_yaml(f"merge_method: {value}\nbase_model: b\nmodels: [m]")
+
+
+@pytest.mark.parametrize("number", [0.5, 1.0, 1e-7, 0.123456789, 1 / 3, 40, 2.0**-30])
+def test_a_number_that_is_shown_is_read_back_the_same(number):
+    assert float(shown(number)) == number
+
+
+def test_names_with_thousands_of_digits_are_names():
+    name = f"layers.{'9' * 5000}.weight"
+    assert depths([name, "layers.0.weight", "layers.1.weight"])["layers.1.weight"] == 1.0
+    assert sorted([name, "layers.2.w"], key=_model_order)[0] == "layers.2.w"

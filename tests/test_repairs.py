@@ -191,6 +191,10 @@ IDS = torch.ones(4, 5, dtype=torch.long)
         ({"input_ids": IDS[0]}, r"input_ids as int64 \[5\], but token ids are whole numbers, \[sample, token\]"),
         ({"input_ids": -IDS}, "holds token -1, but input_ids count from 0"),
         ({"input_ids": 10**6 * IDS}, "holds token 1000000, but the model knows .* only"),
+        (
+            {"input_ids": IDS, "attention_mask": IDS[:, 1:]},
+            r"attention_mask as \[4, 4\] and input_ids as \[4, 5\], but there is one entry per token",
+        ),
         ({"ids": IDS}, r"LlamaForCausalLM does not take the calibration data, which holds ids \[4, 5\]: "),
         ({"input_ids": IDS, "position_ids": IDS[:, 1:]}, r"which holds input_ids \[4, 5\], position_ids \[4, 4\]: "),
     ],

@@ -11,11 +11,12 @@ from making import finished, noise, recipe_of, write_model
 
 from mergelab import Expert, MergeError, Recipe, inspect, plan
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.lab.lab import START, Lab
+from mergelab.lab.lab import START, Lab, by_method
 from mergelab.lab.own import own_questions
 from mergelab.lab.saved import saved_table
-from mergelab.lab.shipped import start_board, start_sweep
+from mergelab.lab.shipped import start_board, start_comparison, start_pair, start_sweep
 from mergelab.maths.suggestion import restored
+from mergelab.method import METHODS
 from mergelab.model import running
 from mergelab.plots import compare as plots_compare
 from mergelab.plots import scores as plots_scores
@@ -220,12 +221,12 @@ def test_the_verdict_names_the_winners_and_says_when_the_lead_may_be_luck():
 
 
 def test_boards_and_sweeps_come_back_from_json_as_they_were():
-    for found in (start_board(), start_sweep()):
+    for found in (start_board(), start_sweep(), start_comparison()):
         assert type(found).from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_what_the_tabs_open_with_is_what_is_computed_now(lab):
-    """The scores of the form's recipe, and one point of the sweep; `make assets` makes all of them again.
+    """The scores of the form's recipe, one point of the sweep, and a comparison; `make assets` makes them again.
 
     Another machine's arithmetic may tip an answer in a hundred, where two tokens are as good as equal.
     """
@@ -234,8 +235,23 @@ def test_what_the_tabs_open_with_is_what_is_computed_now(lab):
         return sum(a != b for a, b in zip(one.amounts, other.amounts, strict=True)) <= 2
 
     start, shipped = Recipe.read(START), start_board()
-    board = finished(lab.scoreboard(start, {"STAR": finished(lab.merged(start)).folder}))
+    runs = [finished(lab.merged(recipe)) for recipe in (start, by_method(start, "linear"))]
+    board = finished(lab.scoreboard(start, {"STAR": runs[0].folder}))
     assert all(close(board.scores[pair], shipped.scores[pair]) for pair in board.scores)
     point = finished(lab.sweep(start, "eta", [70.0])).points[0]
     kept = next(p for p in start_sweep().points if p.value == 70)
     assert all(close(*pair) for pair in zip(point.scores, kept.scores, strict=True))
+    made, example = finished(lab.compare(*runs)), start_comparison()
+    assert list(made.spectra) == list(example.spectra)
+    for mine, theirs in zip(made.layers, example.layers, strict=True):
+        assert (mine.name, mine.shape) == (theirs.name, theirs.shape)
+        assert (mine.distance, mine.cosine) == pytest.approx((theirs.distance, theirs.cosine), abs=1e-3)
+
+
+def test_the_two_that_compare_opens_with_have_the_scores_of_the_board():
+    board, pair = start_board(), start_pair()
+    assert pair.merges == ("A", "B")
+    for side, method in (("A", "star"), ("B", "linear")):
+        assert pair.of(side) == board.of(METHODS[method].title)
+    assert pair.experts == board.experts
+    assert pair.of(board.experts[0]) == board.of(board.experts[0])

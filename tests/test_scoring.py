@@ -1,6 +1,9 @@
 """Scores are what generation and the loss of the library say, and their intervals those of the textbooks."""
 
+import copy
 import math
+import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from making import finished
 
 from mergelab import MergeError
 from mergelab.assets import bundled
-from mergelab.maths.interval import wilson
+from mergelab.maths.interval import student, wilson
 from mergelab.model import Running, answer, running
 from mergelab.scores.questions import Questions
 from mergelab.scores.scoreboard import Board
@@ -134,3 +137,19 @@ def test_the_normalised_average_compares_each_task_with_its_own_expert():
 def test_where_no_expert_is_right_there_is_nothing_to_normalise_by():
     scores = {("e", "t"): exact("t", [0, 0]), ("merged", "t"): exact("t", [1, 0])}
     assert Board(("e", "merged"), ("e",), scores).normalised("merged") is None
+
+
+@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (30, 2.042)])
+def test_few_texts_are_as_unsure_as_student_says(freedom, wanted):
+    assert student(freedom) == pytest.approx(wanted, rel=3e-3)
+    amounts = tuple(float(i) for i in range(freedom + 1))
+    low, high = TaskScore("a", "perplexity", amounts, (1,) * (freedom + 1)).interval
+    spread = statistics.stdev(amounts) / math.sqrt(freedom + 1)
+    assert math.log(high / low) / 2 == pytest.approx(wanted * spread, rel=3e-3)
+
+
+def test_of_a_text_of_one_token_nothing_is_predicted(base):
+    base = replace(base, tokenizer=copy.copy(base.tokenizer))
+    base.tokenizer.encode = lambda text, **how: [5] if text else []
+    with pytest.raises(MergeError, match="Text 1 of 'own' is one token, and nothing is predicted of it"):
+        list(scored(base, [Questions("own", (("", "x"),), "perplexity")]))

@@ -7,7 +7,8 @@ from making import merged, noise, recipe_of, tiny, write_adapter, write_model
 from mergelab import MergeError
 from mergelab.assets import bundled
 from mergelab.files.push import push
-from mergelab.files.sources import folder_of, revision_of
+from mergelab.files.sources import folder_of, hub_failure, revision_of
+from mergelab.lab.state import source_state
 from mergelab.planning.check import check
 from mergelab.planning.plan import plan
 
@@ -117,3 +118,20 @@ def test_every_bundled_model_opens_and_every_family_has_a_base():
     for name in bundled():
         base = f"{name.split('/')[0]}/base"
         assert plan(recipe_of(base, name)).names
+
+
+def test_a_name_on_the_hub_is_the_commit_that_it_was_last_seen_to_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert source_state("org/base") == ""
+    for commit in (COMMIT, COMMIT[::-1]):
+        (tmp_path / "models--org--base/refs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models--org--base/refs/main").write_text(commit)
+        (tmp_path / "models--org--base/snapshots" / commit).mkdir(parents=True)
+        (tmp_path / "models--org--base/snapshots" / commit / "config.json").write_text("{}")
+        assert source_state("org/base") == commit
+    assert source_state(f"org/base@{COMMIT}") == COMMIT and source_state("numbers/base") == ""
+
+
+def test_what_the_hubs_own_library_says_of_a_card_is_passed_on_and_no_token_is():
+    assert hub_failure(ValueError("Invalid metadata in README.md.\n- a: b")).endswith("in README.md. - a: b")
+    assert TOKEN not in hub_failure(ValueError(f"refused {TOKEN}"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,14 @@ from safetensors.torch import load_file
 
 from mergelab import METHODS, Expert, Knob, MergeError, Recipe, merge, plan
 from mergelab.__main__ import main
+from mergelab.assets import ASSETS
 from mergelab.lab.lab import Lab
 from mergelab.lab.own import own_questions
 from mergelab.scores.knobs import EXPERTS, MOST_POINTS, checked_values, knobs_of, sensible_range, spread, values_from
 from mergelab.scores.resident import Resident, places_of
 from mergelab.scores.scoring import TaskScore
+from mergelab.scores.sweep import _bytes as held_bytes
+from mergelab.scores.sweep import _Layers as Layers
 from mergelab.scores.sweep import at, sweep, written
 from mergelab.scores.sweep_report import Point, SweepReport, verdict
 
@@ -306,3 +310,29 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     recipe.write_text(STAR.to_yaml())
     assert main(["sweep", str(recipe), "--knob", "eta", "--values", "some"]) == 1
     assert capsys.readouterr().err.startswith("mergelab: Values are written as 10:100:10")
+
+
+def test_what_a_layer_has_come_to_hold_is_counted_at_every_point(trio, monkeypatch):
+    made, begin = [], Layers.__init__
+    monkeypatch.setattr(Layers, "__init__", lambda self, device: (begin(self, device), made.append(self))[0])
+    finished(sweep(plan(recipe_of(*trio, method="star")), "eta", [20, 60, 100]))
+    (layers,) = made
+    assert layers.kept and layers.held == sum(map(held_bytes, layers.kept.values()))
+    decomposed = next(layer for layer in layers.kept.values() if layer.decompose)
+    assert held_bytes(decomposed) >= 4 * decomposed.base.numel() * 3 + sum(
+        factors.vectors.nbytes for factors in decomposed.factors()
+    )
+
+
+def test_points_are_asked_with_the_tokenizer_and_the_template_that_the_merge_would_have(tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(ASSETS / "numbers/french", expert)
+    (expert / "chat_template.jinja").write_text("{{ messages[0]['content'] }} !")
+    work = plan(Recipe("numbers/base", (Expert(str(expert)), Expert("numbers/sort")), "linear", chat_template="auto"))
+    assert work.template and Resident(work).run.tokenizer.chat_template == work.template
+
+
+def test_a_best_point_is_held_to_be_better_than_the_average_only_for_all_that_were_tried():
+    points = (scored_point(20, 68), scored_point(30, 70))
+    said = verdict(SweepReport("eta", "STAR", points, (scored_point(math.nan, 58),)))
+    assert "p = 0.00098, 2 times that of one, as it is the best of 2" in said  # 2 · 2⁻¹¹

@@ -6,6 +6,7 @@ import torch
 from making import layer_of, noise
 
 from mergelab import METHODS
+from mergelab.maths.inner import unmoved
 from mergelab.maths.spectral import LowRank, dense
 
 WEIGHTS = [1.0, 0.5, 1.7]
@@ -161,3 +162,22 @@ def test_drm_says_who_owns_which_direction():
     assert merged.curves["ownership"].tolist() == [pytest.approx([1.0, 0.0]), pytest.approx([0.0, 1.0])]
     assert merged.facts["joint rank"] == 2.0
     assert merged.facts["share of energy"] == pytest.approx((9 / 13, 4 / 13))
+
+
+def test_a_layer_that_was_asked_for_a_little_is_right_when_it_is_asked_for_all():
+    delta = noise(128, 128, dtype=torch.float32)
+    layer = layer_of([delta])
+    for eta in (20, 40, 100, 60, 100):  # few directions and many are found by other routines
+        merged = METHODS["star"](layer, eta=eta)
+        assert error(merged, textbook.star(exactly([delta]), [1.0], eta)) < 5e-7
+
+
+@pytest.mark.parametrize("method", ["drm_h", "drm_v"])
+def test_an_expert_that_leaves_a_matrix_alone_fills_none_beside_adapters(method):
+    adapters = [LowRank(noise(40, 3, seed=i), noise(3, 30, seed=9 + i)) for i in range(2)]
+    layer = layer_of([*adapters, unmoved(noise(40, 30))])
+    merged = METHODS[method](layer)
+    assert merged.roads[0].startswith("Cholesky") and merged.facts["share pruned"][2] == 0.0
+    plain = [adapter.dense() for adapter in adapters] + [torch.zeros(40, 30).double()]
+    assert_equal(merged.delta, METHODS[method](layer_of(plain)).delta, 1e-9)
+    assert METHODS[method](layer, drop=0.0).facts["share pruned"] == (0.0, 0.0, 0.0)

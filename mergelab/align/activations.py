@@ -17,7 +17,7 @@ from mergelab.align.pair import Pair
 from mergelab.errors import MergeError
 from mergelab.maths.heads import HeadOrder, HeadProducts, matched_heads, turned_to_agree
 from mergelab.maths.matching import assignment
-from mergelab.model import built, outputs
+from mergelab.model import built, outputs, sees_encoder
 from mergelab.symmetry import Element, Group, Heads, Slot, Units, symmetry_of
 
 Batch = Mapping[str, Tensor]
@@ -58,6 +58,8 @@ def matched_by_activations(
     groups = _groups_in_memory(pair, models[0], config)
     elements, correlations, seen = pair.symmetry.identity(), {}, _measured(models, groups, data)
     for group, site_moments in zip(pair.symmetry.groups, seen):
+        if site_moments is None:
+            continue  # tensors that this class of model does not load: they stay as they are
         match = _matched_units if isinstance(group, Units) else _matched_heads
         elements[group.name], correlations[group.name] = match(group, site_moments, rotations)
     for group in pair.symmetry.groups:
@@ -68,17 +70,25 @@ def matched_by_activations(
     return elements, correlations
 
 
-def _groups_in_memory(pair: Pair, model: nn.Module, config: Mapping[str, Any]) -> tuple[Group, ...]:
-    """The same groups, in the same order, by the names that the tensors have in a loaded model."""
+def _groups_in_memory(pair: Pair, model: nn.Module, config: Mapping[str, Any]) -> list[Group | None]:
+    """The same groups, in the same order, by the names that the tensors have in a loaded model; None: it lacks one."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    groups = symmetry_of(shapes, config).groups
-    assert len(groups) == len(pair.symmetry.groups)
-    return groups
+    groups = list(symmetry_of(shapes, config).groups)
+    if len(groups) == len(pair.symmetry.groups):
+        return groups
+    by_name = {group.name: group for group in groups}
+    found = [by_name.pop(group.name, None) for group in pair.symmetry.groups]
+    if by_name:
+        raise MergeError(
+            f"A {type(model).__name__} in memory has '{next(iter(by_name))}', and these files have not: activations "
+            "cannot be matched with them. Use 'align: weights'."
+        )
+    return found
 
 
-def _measured(models: list[nn.Module], groups: tuple[Group, ...], data: list[Batch]) -> list[list[Moments]]:
-    """Moments of both models at every site of every group."""
-    sites = [[slot for slot in group.slots if slot.site] for group in groups]
+def _measured(models: list[nn.Module], groups: list[Group | None], data: list[Batch]) -> list[list[Moments] | None]:
+    """Moments of both models at every site of every group; None for a group that they lack."""
+    sites = [[slot for slot in group.slots if slot.site] if group else [] for group in groups]
     moments = [[Moments() for _ in slots] for slots in sites]
     modules = {slot.name.removesuffix(".weight") for slots in sites for slot in slots}
     for batch in data:
@@ -87,7 +97,7 @@ def _measured(models: list[nn.Module], groups: tuple[Group, ...], data: list[Bat
             for slot, moment in zip(slots, found):
                 module = slot.name.removesuffix(".weight")
                 moment.add(_units_in(slot, a[module], batch), _units_in(slot, b[module], batch))
-    return moments
+    return [found if group else None for group, found in zip(groups, moments)]
 
 
 def _inputs(model: nn.Module, modules: set[str], batch: Batch) -> dict[str, Tensor]:
@@ -121,14 +131,15 @@ def _units_in(slot: Slot, activations: Tensor, batch: Batch) -> Tensor:
     if activations.dim() == 4:  # images: (batch, channel, row, column)
         activations = activations.movedim(1, -1)
     elif "input_ids" in batch and activations.dim() == 3:
-        activations = activations[_counting(activations, batch)]
+        activations = activations[_counting(activations, batch, slot.name.removesuffix(".weight"))]
     rows = activations.flatten(0, -2)[:, slot.entries]  # (positions, units, width)
     return rows.flatten(1) if slot.role else rows.movedim(2, 1).flatten(0, 1)
 
 
-def _counting(activations: Tensor, batch: Batch) -> Tensor:
+def _counting(activations: Tensor, batch: Batch, module: str) -> Tensor:
     """Which positions of text count: not padding, and not the first. (batch, position) bool"""
-    mask = batch.get("attention_mask")
+    decodes = "decoder_input_ids" in batch and not sees_encoder(module)
+    mask = batch.get("decoder_attention_mask" if decodes else "attention_mask")
     here = activations.shape[:2]
     keep = mask.bool() if mask is not None and mask.shape == here else torch.ones(here, dtype=torch.bool)
     later = keep & (keep.cumsum(1) > 1)

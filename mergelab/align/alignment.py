@@ -138,7 +138,8 @@ def nearest_the_mean(experts: Mapping[str, Tensors]) -> str:
     first = next(iter(experts.values()))
     apart = dict.fromkeys(experts, 0.0)
     for name in first:
-        if first[name].is_floating_point() and all(name in expert for expert in experts.values()):
+        shapes = {expert[name].shape for expert in experts.values() if name in expert}
+        if first[name].is_floating_point() and len(shapes) == 1 and all(name in expert for expert in experts.values()):
             stack = torch.stack([expert[name].double() for expert in experts.values()])
             squares = (stack - stack.mean(0)).reshape(len(stack), -1).square().sum(1)
             apart = {expert: apart[expert] + float(square) for expert, square in zip(experts, squares)}

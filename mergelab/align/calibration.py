@@ -7,7 +7,9 @@ import torch
 
 from mergelab.align.alignment import Batches
 from mergelab.assets import ASSETS, bundled
+from mergelab.config import count_in
 from mergelab.errors import MergeError
+from mergelab.files.checkpoint import read_json
 from mergelab.model import tokenizer_of
 from mergelab.tasks import padded, picture_tasks, tasks
 
@@ -31,8 +33,12 @@ def bundled_batches(source: str, folder: Path) -> Batches:
 
 def prompt_batches(prompts: Sequence[str], folder: Path) -> Batches:
     """Texts as batches of token ids, one a batch. folder: the model whose tokenizer reads them."""
-    tokenizer = tokenizer_of(folder)
+    tokenizer, config = tokenizer_of(folder), read_json(folder / "config.json")
     batches = [dict(tokenizer(prompt, return_tensors="pt")) for prompt in prompts if prompt.strip()]
     if not batches:
         raise MergeError("The calibration data has no text in it. Give one prompt a line.")
-    return [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
+    begin = {}
+    if config.get("is_encoder_decoder"):  # its decoder is seen as it begins an answer
+        first = count_in(config, "decoder_start_token_id", "pad_token_id") or 0
+        begin = {"decoder_input_ids": torch.tensor([[first]])}
+    return [{key: batch[key] for key in ("input_ids", "attention_mask")} | begin for batch in batches]

@@ -67,7 +67,7 @@ def _targets(
     if "labels" in given and given["labels"].shape == answers[0].shape[:-1]:
         labels = given["labels"]
         return nn.functional.one_hot(labels.clamp(min=0), answers[0].shape[-1]).float(), labels >= 0
-    mask = given.get("attention_mask")
+    mask = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
     fits = mask is not None and mask.shape == answers[0].shape[:-1]
     counts = mask.bool() if fits else torch.ones(answers[0].shape[:-1], dtype=torch.bool)
     return sum(answer.softmax(-1) for answer in answers) / len(answers), counts

@@ -35,7 +35,7 @@ def matched_by_weights(pair: Pair, rotations: bool, seed: int) -> tuple[dict[str
         elements = _sweep(pair, best, stale, draw, rotations)
         if all(elements[name] is best[name] for name in best):
             break
-    return best, tuple(objective)
+    return best, tuple(objective if objective[-1] == max(objective) else [*objective, max(objective)])
 
 
 def _sweep(pair: Pair, best: dict, stale: set[str], draw: random.Random, rotations: bool) -> dict[str, Element]:

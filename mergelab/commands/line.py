@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_repair(verbs)
 
-    verb = verbs.add_parser("app", help="open the page (needs the app's packages)")
+    verb = verbs.add_parser("app", help="open the page")
     verb.add_argument("--port", type=int, help="where to listen (default: the first free one from 7860)")
     verb.set_defaults(verb=_app)
     return parser

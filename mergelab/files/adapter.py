@@ -26,6 +26,7 @@ _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.we
 _BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")  # of a LoRA with `lora_bias`
 _SAVED = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<kind>weight|bias)")
 _REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # such patterns can take for ever to match
+_LONG, _WAYS = 300, 4096  # characters of a pattern or a module's name; ways to read a pattern that are tried
 _INEXACT = ("use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "kasa_config", "arrow_config")
 _INEXACT += ("monteclora_config", "target_parameters", "trainable_token_indices")
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's own weights
@@ -47,7 +48,11 @@ class Adapter:
         self.entries = entries = entries_of(self.path, source)
         _check_floats(entries, source)
         keys = _sorted_keys(entries, source)
-        self.pairs, self.saved, self.magnitudes, self.biases = keys.pairs, keys.saved, keys.magnitudes, keys.biases
+        self._own: dict[str, str] = {}  # the base's name -> the adapter's, where that is another
+        self.pairs, self.saved, self.magnitudes, self.biases = (
+            {self._on_disk(name, base): key for name, key in some.items()}
+            for some in (keys.pairs, keys.saved, keys.magnitudes, keys.biases)
+        )
         shapes = {name: (entries[b].shape[0], entries[a].shape[1]) for name, (a, b) in self.pairs.items()}
         whole = {name: entries[key].shape for name, key in (self.saved | self.biases).items()}
         for name, shape in (shapes | whole).items():
@@ -94,6 +99,14 @@ class Adapter:
         trained = self._read(self.magnitudes[name]).to(start).flatten()
         return moved * ((_rows(trained, rows) if across else trained).unsqueeze(across) / length)
 
+    def _on_disk(self, name: str, base: Mapping[str, Entry]) -> str:
+        """The base's name for a tensor: its files may lack the prefix that it has in memory, which peft goes by."""
+        short = name.partition(".")[2]
+        if name in base or short not in base:
+            return name
+        self._own[short] = name
+        return short
+
     def _read(self, key: str) -> Tensor:
         return read_tensor(self.path.parent, key, self.entries[key], self.source)
 
@@ -111,7 +124,8 @@ class Adapter:
 
     def _said(self, pattern: str, name: str, elsewhere: object) -> object:
         """What one of the configuration's patterns says of a module; else what holds where none does."""
-        found = _patterned(pattern, self.config.get(pattern), name.removesuffix(".weight"))
+        own = self._own.get(name, name)
+        found = _patterned(pattern, self.config.get(pattern), own.removesuffix(".weight"))
         return elsewhere if found is None else found
 
     def _is_flipped(self, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -209,7 +223,7 @@ def _sorted_keys(entries: Mapping[str, Entry], source: str) -> _Keys:
 def _patterned(title: str, pattern: object, module: str) -> object:
     """PEFT's rule: the first key of a pattern that matches the end of a module's name wins; None if none does."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if len(key) > 300 or len(_REPEATS.findall(key)) > 2 or _NESTED.search(key):
+        if len(module) > _LONG or _is_endless(key):
             raise MergeError(f"The adapter's {title} {brief(key)} repeats parts of a name in too many ways to try.")
         try:
             if re.match(rf"(.*\.)?({key})$", module):
@@ -217,3 +231,10 @@ def _patterned(title: str, pattern: object, module: str) -> object:
         except re.error:
             raise MergeError(f"The adapter's {title} '{key}' is not a valid pattern.") from None
     return None
+
+
+def _is_endless(key: str) -> bool:
+    """Whether a pattern may be read in so many ways that trying them could take for ever."""
+    ways = math.prod(1 + part.count("|") for part in key.split("(")) * 2 ** min(key.count("?"), 20)
+    repeats = len(_REPEATS.findall(key))
+    return len(key) > _LONG or repeats > 2 or bool(_NESTED.search(key)) or ways > _WAYS >> (3 * repeats)

@@ -42,9 +42,13 @@ def _fetched(source: str, name: str, revision: str | None, into: Path) -> Path:
     for path in Path(small).iterdir():
         if path.is_file() and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path.resolve())
+    room = _LONGEST  # for the headers of all files together
     for file in files:
         if not (folder / file).exists():
             header, size = _header(on_the_hub(name, file, info.sha), f"'{file}' of '{source}'")
+            room -= len(header)
+            if room < 0:
+                raise MergeError(f"The headers of '{source}' have more than {_LONGEST} bytes, too many to be read.")
             with open(folder / file, "wb") as stub:
                 stub.write(header)
                 stub.truncate(size)
@@ -92,9 +96,9 @@ def _bytes(url: str, first: int, count: int) -> tuple[bytes, int]:
         hf_raise_for_status(answer)
         ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
         size = int(ranged or answer.headers.get("Content-Length") or 0)
-        skip, found = (0 if ranged else first), b""
+        skip, found = (0 if ranged else first), bytearray()
         for piece in answer.iter_bytes():  # a server that knows no ranges would send all of it
             found += piece
             if len(found) >= skip + count:
                 break
-    return found[skip : skip + count], size
+    return bytes(found[skip : skip + count]), size

@@ -103,6 +103,21 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if snapshot else None
 
 
+def commit_here(source: str) -> str:
+    """The commit that a name on the Hub was last seen to mean, if its files are on this machine; else nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = source.partition("@")
+    if not _HUB_ID.fullmatch(name):
+        return ""
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision or None)
+        found = found or try_to_load_from_cache(name, "adapter_config.json", revision=revision or None)
+    except ValueError:  # no name that the Hub could have
+        return ""
+    return Path(found).parent.name if isinstance(found, str) else ""
+
+
 def on_the_hub(name: str, file: str, revision: str) -> str:
     """The address of one file of a model."""
     from huggingface_hub import hf_hub_url
@@ -157,7 +172,7 @@ def _what_failed(error: Exception, revision: str) -> str:
 
 def hub_failure(error: Exception) -> str:
     """Why the Hub did not take what was sent, as the end of a sentence."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if isinstance(error, LocalTokenNotFoundError):
         return "nobody is logged in. Use `hf auth login`, or set HF_TOKEN"
@@ -165,6 +180,8 @@ def hub_failure(error: Exception) -> str:
         status = error.response.status_code
         login = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
         return f"the Hub answered {status}. {login}" if status in (401, 403) else f"the Hub answered {status}"
+    if isinstance(error, HFValidationError) or str(error).startswith("Invalid metadata"):
+        return f"it does not take that: {' '.join(str(error).split())[:300]}"
     return f"the Hub could not be reached ({type(error).__name__})"
 
 

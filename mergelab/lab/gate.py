@@ -48,6 +48,12 @@ def admit_source(source: str, limits: Limits) -> None:
     _make_room(sum(map(download_size, strange)), strange, limits)
 
 
+def bound_downloads(recipe: Recipe, limits: Limits) -> None:
+    """Let older downloads go, if what a look at a recipe has fetched is too much."""
+    parts = [part.strip() for source in sources(recipe) for part in source.split("+")]
+    _make_room(0, [part for part in parts if part not in bundled()], limits)
+
+
 def _make_room(size: float, names: list[str], limits: Limits) -> None:
     """Of a page that many share the downloads are bounded; those of a person alone are theirs."""
     if limits.public and limits.disk is not None and names:

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.errors import MergeError
+from mergelab.files.adapter import is_adapter
 from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.push import push
 from mergelab.files.sources import ask_as_anybody, folder_of
 from mergelab.lab import lent
 from mergelab.lab.gallery import FIRST, RECIPES, examples, shipped_analysis, with_all_settings
-from mergelab.lab.gate import admit, admit_source
+from mergelab.lab.gate import admit, admit_source, bound_downloads
 from mergelab.lab.kept import Kept
-from mergelab.lab.own import own_questions, own_tasks
+from mergelab.lab.own import own_questions, own_tasks, questions_for
 from mergelab.lab.state import folder_state, recipe_state, source_state
 from mergelab.lab.visits import Visits, own_folder
 from mergelab.limits import Limits
@@ -125,7 +126,9 @@ class Lab:
     def check(self, recipe: Recipe) -> Check:
         """What can be said of a recipe without reading weights; MergeError only for what is not let in."""
         self.limits.check(recipe)
-        return check(recipe)
+        found = check(recipe)
+        bound_downloads(recipe, self.limits)
+        return found
 
     def opened(self, recipe: Recipe) -> Plan:
         """The plan of a recipe that is let in; MergeError if it is not, or cannot be merged."""
@@ -176,6 +179,7 @@ class Lab:
     def run_named(self, key: str) -> Run:
         """The run kept under a key (its folder's parent); MergeError if it is another's, or has been dropped since."""
         if key in self._own_runs():
+            self.runs.move_to_end(key)
             return self.runs[key]
         raise MergeError("That merge is not kept any more. Press Merge again.")
 
@@ -205,13 +209,17 @@ class Lab:
         with self.using(folder) as model:
             yield from answer(model, prompt, **how)
 
-    def model_folder(self, source: str, base: str) -> Path:
-        """The folder of a source as a model of its own; an adapter is first written out in full."""
+    def model_folder(self, source: str, base: str, like: Recipe | None = None) -> Path:
+        """The folder of a source as a model of its own; an adapter is first written out in full.
+
+        like: a recipe whose experts are aligned, to have this one in the same coordinates.
+        """
         admit_source(source, self.limits)
         folder = folder_of(source) if "+" not in source or Path(source).is_dir() else None
-        if folder is not None and (folder / "config.json").is_file():
+        moved = {"align": like.align, "seed": like.seed} if like and like.align != "none" and source != base else {}
+        if folder is not None and not moved and (folder / "config.json").is_file() and not is_adapter(folder):
             return folder
-        alone = Recipe(base, (Expert(source),), "linear")
+        alone = Recipe(base, (Expert(source),), "linear", **moved)
         self.limits.check(alone)
         key = alone.hash + recipe_state(alone)
 
@@ -274,9 +282,7 @@ class Lab:
         `everyone` is to do all. A Step's `made` is the Board so far.
         """
         admit(recipe, self.limits)
-        questions = own_questions(recipe) if asked is None else list(asked)
-        if not questions:
-            raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
+        questions = questions_for(recipe, asked)
         experts = {name: expert.source for name, expert in zip(recipe.names, recipe.experts)}
         models = {BASE: recipe.base, **experts, **merges}
         own = {(expert.source, task.name) for expert, task in own_tasks(recipe)}
@@ -327,7 +333,7 @@ class Lab:
 
 
 def by_method(recipe: Recipe, method: str) -> Recipe:
-    """The same experts merged by another method, with that method's defaults; their weights stay."""
+    """The same experts merged by another method, with the settings that the page begins with; their weights stay."""
     experts = tuple(replace(expert, settings={}) for expert in recipe.experts)
     return replace(recipe, method=method, experts=experts, settings=method_named(method).starting())
 

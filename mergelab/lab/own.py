@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from mergelab.assets import bundled
+from mergelab.errors import MergeError
 from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.scores.questions import Questions
 from mergelab.tasks import Task, own_task, tasks
@@ -29,6 +30,14 @@ def experts_by_task(sources: Sequence[str]) -> dict[str, str]:
         if task := own_task(source):
             found[task.name] = source
     return found
+
+
+def questions_for(recipe: Recipe, asked: Sequence[Questions] | None) -> list[Questions]:
+    """What models are scored on: what is asked; if that is None, the bundled experts' tasks. MergeError if nothing."""
+    questions = own_questions(recipe) if asked is None else list(asked)
+    if not questions:
+        raise MergeError("These experts have no bundled tasks. Give prompts of your own, with their answers.")
+    return questions
 
 
 def own_questions(recipe: Recipe) -> list[Questions]:

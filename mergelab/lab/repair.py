@@ -49,6 +49,8 @@ from mergelab.repair.experiment import (
     with_experts,
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
+from mergelab.repair.fit import check_size
+from mergelab.repair.head import head_of
 from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import BASE, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
@@ -81,7 +83,9 @@ class RepairLab:
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        self.told: Kept[Told] = Kept(6, gone=lambda told: shutil.rmtree(told.home or "", ignore_errors=True))
+        self.told: Kept[Told] = Kept(
+            6, lambda told: shutil.rmtree(told.home or "", ignore_errors=True), _bytes_below, lab.limits.disk
+        )
         self._patches: Kept[Patch] = Kept(32)
 
     # The story -----------------------------------------------------------------------------------------------
@@ -89,6 +93,7 @@ class RepairLab:
     def tell(self, trial: Trial, align: str = "none") -> Generator[Step | Outcome, None, Told]:
         """Merge plainly, align, merge again, look, repair, score. Yields Steps, and the Outcome after each task."""
         admit(trial.recipe, self.lab.limits)
+        check_size(trial.samples)
         if align not in ALIGN:
             raise MergeError(f"There is no alignment '{align}'. Known are: {', '.join(ALIGN)}.")
         for name in trial.tasks:
@@ -96,6 +101,8 @@ class RepairLab:
                 raise MergeError(f"There is no expert '{name}'. {did_you_mean(name, trial.recipe.names)}")
         if trial.target == "mean":
             mean_weights(trial.recipe.experts)  # refuses those that make no mean
+        align = trial.recipe.align if align == "none" else align
+        trial = replace(trial, recipe=replace(trial.recipe, align="none"))  # first looked at as they are
         trial = replace(trial, samples=samples_each(trial.target, trial.samples, len(trial.recipe.experts)))
         home = Path(tempfile.mkdtemp(prefix="aligned-", dir=self.lab.home))
         try:
@@ -207,7 +214,9 @@ class RepairLab:
         """A merge that is looked at and not kept."""
         work = plan(recipe)
         yield from _named((Step(0, 0, layer.name) for layer in merge(work, out, self.lab._device())), steps)
-        return running(out)
+        model = running(out)
+        shutil.rmtree(out)  # it is in memory
+        return model
 
     # One patch, for a prompt or a score ----------------------------------------------------------------------
 
@@ -217,7 +226,7 @@ class RepairLab:
 
         def made() -> Patch:
             trial = Trial(run.recipe, lines=lines)
-            expert = running(self.lab.model_folder(source, run.recipe.base))
+            expert = running(self.lab.model_folder(source, run.recipe.base, run.recipe))
             one = subject(Path(source).name, source, expert, trial.samples, lines)
             model = self.lab._running(run.folder)
             where = sites(model.model, trial.sites)
@@ -256,25 +265,45 @@ class RepairLab:
         """One zip per task with the repair in its weights; or one with the merge and a small file per task."""
         if not key:
             raise MergeError("What you see is an example that was made in advance. Press Run, then take yours home.")
-        told, home = self._kept(key), Path(tempfile.mkdtemp(prefix="repaired-", dir=self.lab.home))
+        told = self._kept(key)
+        home = told.home / ("sidecars" if sidecar else "folded")
+        names = ["sidecars"] if sidecar else [name.replace("/", "-") for name in told.patches]
+        paths = [home / f"{told.run.folder.name}-{name}.zip" for name in names]
+        if home.is_dir():
+            return paths
+        scratch = Path(tempfile.mkdtemp(dir=told.home))
+        try:
+            yield from self._written(told, scratch, sidecar)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        scratch.rename(home)
+        self.told.keep(key, told)  # it is heavier now
+        return paths
+
+    def _written(self, told: Told, home: Path, sidecar: bool) -> Generator[Step, None, None]:
+        """The zips, and nothing beside them."""
         merged, reports = running(told.run.folder), {report.task: report for report in told.outcome.reports}
         if sidecar:
             place = home / f"{told.run.folder.name}-sidecars"
             place.mkdir()
             write_body(place, told.run.folder)
-        paths = []
         for i, (name, patch) in enumerate(told.patches.items(), start=1):
             yield Step(i, len(told.patches), name)
             patch = replace(patch, merged=weights_sha256(told.run.folder))
-            if sidecar:
-                write_sidecar(place, patch, reports[name])
-                continue
             one = Subject(name, running(told.experts[name]), told.batches[name], None)
+            if sidecar:
+                model = body_for(merged.model, one, told.trial)
+                write_sidecar(place, patch, reports[name], None if model is merged.model else head_of(model))
+                continue
             body = replace(merged, model=body_for(merged.model, one, told.trial))
             out = home / f"{told.run.folder.name}-{name.replace('/', '-')}"
             write_folded(out, body, told.run.folder, patch, joined(one.batches), reports[name])
-            paths.append(zipped(out))
-        return [zipped(place)] if sidecar else paths
+            zipped(out)
+            shutil.rmtree(out)
+        if sidecar:
+            zipped(place)
+            shutil.rmtree(place)
 
     def saved(self, outcome: Outcome) -> list[Path]:
         """An outcome as files: all of it as JSON, its scores and its sites as CSV."""
@@ -297,6 +326,11 @@ def lines_in(text: str, file: str | None = None) -> tuple[Sample, ...]:
     if file:
         return tuple(read_samples(file))
     return tuple((line.strip(), None) for line in (text or "").splitlines() if line.strip())
+
+
+def _bytes_below(told: Told) -> float:
+    """What a trial's folder holds."""
+    return sum(path.stat().st_size for path in told.home.rglob("*") if path.is_file()) if told.home else 0
 
 
 class _Steps:

@@ -33,7 +33,7 @@ def saved_analysis(lab: Lab, report: Report) -> tuple[Path, Path]:
 
 def zipped(folder: Path) -> Path:
     """All files of a folder as one uncompressed zip beside it (weights do not compress)."""
-    path = folder.with_suffix(".zip")
+    path = folder.with_name(f"{folder.name}.zip")
     if not path.is_file():
         with zipfile.ZipFile(path, "w") as archive:
             for file in sorted(folder.iterdir()):

@@ -1,6 +1,7 @@
 """What the files behind a name are just now, in a few letters: what is made of them is kept under these, too.
 
-A bundled model is as it was shipped, and one of the Hub is what its name says: of these there is nothing to tell.
+A bundled model is as it was shipped: of it there is nothing to tell. One of the Hub is a commit, to which its name was
+last seen to lead.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ import json
 from pathlib import Path
 
 from mergelab.assets import ASSETS
-from mergelab.files.sources import folder_here
+from mergelab.files.sources import commit_here, folder_here
 from mergelab.files.stamp import stamp_of
 from mergelab.limits import sources
 from mergelab.planning.opened import split
@@ -24,9 +25,9 @@ def folder_state(folder: Path) -> str:
 
 
 def source_state(source: str) -> str:
-    """The states of the folders that a source names on this machine. MergeError if it names what is not there."""
-    folders = [folder for part in split(source) if part and (folder := folder_here(part))]
-    return "".join(map(folder_state, folders))
+    """The states of the folders or commits that a source names on this machine. MergeError if nobody can have it."""
+    parts = [part for part in split(source) if part]
+    return "".join(folder_state(folder) if (folder := folder_here(part)) else commit_here(part) for part in parts)
 
 
 def recipe_state(recipe: Recipe) -> str:

@@ -181,8 +181,8 @@ CHAPTER = Chapter(
         ),
         Lesson(
             "Where it helps, and where it does not",
-            r"""Experts of one base share their channels, so that little variance is lost, and a repair has little to
-            give. Two unrelated language models lose nearly all of it; the repair brings it back, but an alignment
+            r"""Experts of one base share their channels: much less variance is lost, and a repair has little to give.
+            Two unrelated language models lose nearly all of it; the repair brings it back, but an alignment
             of channels that hardly correspond leaves the wrong signal in them.""",
             _elsewhere,
             r"""Four readers of one base keep at least **{left:.0%}** everywhere, and the repair takes them from

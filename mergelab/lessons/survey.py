@@ -25,7 +25,7 @@ def survey() -> dict[str, Any]:
 
 
 def measured() -> dict[str, Any]:
-    """modules; sizes: ‖τ‖ / ‖W_0‖, and half: the share of directions that hold half of the nuclear norm, per expert and
+    """modules; sizes: ‖τ‖ / ‖W_0‖, and half: how many directions hold half of the nuclear norm, per expert and
     module; products: ⟨τ_i, τ_j⟩; opposed: for each of COUNTS, the share of moved weights that are moved both ways."""
     work = plan(merge_of(len(SKILLS), "linear"))
     layers = [work.layer(name, "cpu") for name in work.names if work.decomposes(name)]

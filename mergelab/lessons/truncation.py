@@ -122,8 +122,8 @@ CHAPTER = Chapter(
         Lesson(
             "Rescaling makes a worse copy",
             r"""How far is the result from the $\tau$ that it stands for? No matrix of rank $r$ is nearer than the plain
-            cut; so scaling it up moves it away again. If it helps all the same, then not because it copies the
-            expert better.""",
+            cut; so scaling it up moves it away again. If it still helps, the reason is not a better
+            copy.""",
             _fidelity,
             r"""At η = {eta} the relative error is **{cut:.0%}** after the cut alone, and **{scaled:.0%}** after
             rescaling.""",
@@ -135,7 +135,7 @@ CHAPTER = Chapter(
             merge_of(4, "star", eta=40.0),
         ),
         Lesson(
-            "Why it matters: averaging makes small",
+            "Why it matters: averaging shrinks",
             r"""Now average four experts. Changes that point in different directions partly cancel, so the mean is
             shorter than any one of them, and a cut makes it shorter still. Rescaling gives the length back, in the
             strong directions.""",

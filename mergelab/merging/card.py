@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from mergelab.files.sources import is_folder
 from mergelab.markdown import code, fenced, plain
 from mergelab.method import MergeMethod, step_named
 from mergelab.planning.provenance import front_matter
@@ -17,16 +18,20 @@ from mergelab.words import counted
 def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Sequence[Path]) -> str:
     """README.md with the Hub's front matter. folders: of the base and of the experts; their licences are compared."""
     front = {
-        "base_model": list(dict.fromkeys(_shown(part) for source in _sources(recipe) for part in source.split("+"))),
+        "base_model": list(
+            dict.fromkeys(shown_source(part) for source in _sources(recipe) for part in source.split("+"))
+        ),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["merge", "mergelab", *["mergekit"] * recipe.runs_in_mergekit, method.name],
     }
-    licences = {_shown(s): licence for s, folder in zip(_sources(recipe), folders) if (licence := _licence(folder))}
+    licences = {
+        shown_source(s): licence for s, folder in zip(_sources(recipe), folders) if (licence := _licence(folder))
+    }
     front |= {"license": _licence(folders[0])} if _licence(folders[0]) else {}
     front |= {"license": "other"} if len({*licences.values()}) > 1 else {}
     steps = "".join(f" After it {_cited(step)}" for step in map(step_named, recipe.then))
-    experts = "\n".join(f"- {code(_shown(e.source))}, weight {plain(shown(e.weight))}" for e in recipe.experts)
+    experts = "\n".join(f"- {code(shown_source(e.source))}, weight {plain(shown(e.weight))}" for e in recipe.experts)
     left_out = "\n".join(f"- {code(name)}: {plain(why)}" for name, why in report.skipped.items()) or "Nothing."
     remarks = "".join(f"- {plain(note)}\n" for note in (*report.notes, *_licence_note(licences)))
     return f"""---
@@ -36,7 +41,7 @@ def model_card(recipe: Recipe, method: MergeMethod, report: Report, folders: Seq
 
 Made with mergelab. Method: {_cited(method)}{steps}
 
-Base: {code(_shown(recipe.base))}. Experts:
+Base: {code(shown_source(recipe.base))}. Experts:
 
 {experts}
 
@@ -73,10 +78,10 @@ def _cited(method: MergeMethod) -> str:
     return f"**{method.title}**{paper}: {method.summary}"
 
 
-def _shown(source: str) -> str:
+def shown_source(source: str) -> str:
     """A source as the Hub's front matter takes it: without its revision, and of a path only the last part."""
-    plain = [part.partition("@")[0] if not part.startswith(("/", "~", ".")) else part for part in source.split("+")]
-    return "+".join(Path(part).name if part.startswith(("/", "~", ".")) else part for part in plain)
+    local = [part.startswith(("/", "~", ".")) or is_folder(part) for part in source.split("+")]
+    return "+".join(Path(p).name if here else p.partition("@")[0] for p, here in zip(source.split("+"), local))
 
 
 def _licence(folder: Path) -> str:

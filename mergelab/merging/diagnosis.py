@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.signs import conflict_share
-from mergelab.maths.spectral import Factors, dense, effective_rank, no_vectors, rank_keeping
+from mergelab.maths.spectral import Factors, effective_rank, no_vectors, rank_keeping
 from mergelab.method import Layer, Merged
 from mergelab.report import Fact, LayerReport
 
@@ -53,11 +53,11 @@ def overlaps(layer: Layer) -> tuple[float, ...]:
     Leading are those that hold half of the nuclear norm. Between unrelated changes it is about rank/side; with no other
     expert, or a change of zero, it is 0.
     """
-    energies = [float(dense(delta).double().square().sum()) for delta in layer.deltas]
     factors, shares = layer.factors(_leading), []
-    for i, energy in enumerate(energies):
-        others = [found for j, found in enumerate(factors) if j != i and len(found.values)]
-        inside = [_energy_inside(dense(layer.deltas[i]).double(), found) for found in others]
+    for i, entries in enumerate(layer.entries):
+        delta = entries.double()
+        others, energy = [f for j, f in enumerate(factors) if j != i and len(f.values)], float(delta.square().sum())
+        inside = [_energy_inside(delta, found) for found in others]
         shares.append(sum(inside) / len(inside) / energy if inside and energy else 0.0)
     return tuple(shares)
 

@@ -21,11 +21,13 @@ from mergelab.files.checkpoint import Checkpoint
 from mergelab.files.sources import folder_of
 from mergelab.files.stamp import check_unchanged
 from mergelab.markdown import code, plain
-from mergelab.maths.inner import finite
+from mergelab.maths.inner import finite, norm
 from mergelab.maths.spectral import factors
+from mergelab.merging.card import shown_source
 from mergelab.merging.output import new_folder
+from mergelab.model import in_memory
 from mergelab.planning.fit import Fit, Fitted, fit, fitted, only_theirs
-from mergelab.planning.opened import opened_base, tied_heads
+from mergelab.planning.opened import opened_base, tied_heads, widened
 from mergelab.planning.plan import is_matrix, is_table, names_to_merge
 
 _WITH_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -79,18 +81,22 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
         raise MergeError(found.problems[0])
     end = fitted(own, start, found)
     tensors: dict[str, Tensor] = {}
+    called = in_memory(start.config, names)  # which is what peft goes by
     ranks, errors, left_out = {}, {}, _without_a_place(own, start, found)
     with new_folder(out) as folder:
         for name in names:
+            if why := _placeless(name, start):
+                left_out |= _described(name, why, start, end)
+                continue
             delta = _change(name, start, end)
             if not delta.any():
                 continue
-            if why := _unfit(name, delta, start):
-                left_out[name] = f"{why}; its change is {_share(delta, start[name]):.2g} of its size"
+            if not delta.float().any():
+                left_out |= _described(name, "too small for F32, which adapters are written in", start, end)
                 continue
             delta = delta.T if _is_conv1d(name, start) else delta
             a, b, errors[name] = _pair(name, delta, rank)
-            module, ranks[name] = f"base_model.model.{name.removesuffix('.weight')}", len(a)
+            module, ranks[name] = f"base_model.model.{called[name].removesuffix('.weight')}", len(a)
             tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
             yield name, errors[name]
         if not tensors:
@@ -98,7 +104,7 @@ def export_lora(model: str, base: str, out: str | Path, rank: int) -> Generator[
         report = LoraReport(model, base, min(rank, max(ranks.values())), ranks, errors, left_out, tuple(found.notes))
         check_unchanged({**end.stamps, **start.stamps})
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_papers(folder, report, start)
+        _write_papers(folder, report, start, called)
     return report
 
 
@@ -150,13 +156,11 @@ def _too_large(name: str) -> MergeError:
     return MergeError(f"The change of '{name}' does not fit into F32, as adapters are written. Keep the full model.")
 
 
-def _unfit(name: str, delta: Tensor, base: Checkpoint) -> str:
+def _placeless(name: str, base: Checkpoint) -> str:
     """Why a tensor is none that LoRA holds; empty if it is one."""
     head = name.endswith("lm_head.weight")
-    if not (name.endswith(".weight") and is_matrix(delta.shape)):
+    if not (name.endswith(".weight") and is_matrix(base.entries[name].shape)):
         return "no matrix of a linear layer"
-    if not delta.float().any():
-        return "too small for F32, which adapters are written in"
     return "a table of embeddings or positions" if is_table(name) and not head else ""
 
 
@@ -171,13 +175,20 @@ def _pair(name: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return a, b, float(torch.linalg.norm(delta - b.double() @ a.double()) / torch.linalg.norm(delta))
 
 
-def _share(delta: Tensor, base: Tensor) -> float:
-    return float(torch.linalg.vector_norm(delta) / max(float(torch.linalg.vector_norm(base.double())), 1e-30))
+def _described(name: str, why: str, base: Checkpoint, model: Checkpoint | Fitted) -> dict[str, str]:
+    """Why a tensor is left out, and how much of it that is; nothing if it has not changed."""
+    start, end = widened(base[name]), widened(model[name])
+    for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
+        if not finite(tensor):
+            raise broken(name, whose)
+    if not (change := end - start).any():
+        return {}
+    return {name: f"{why}; its change is {norm(change) / max(norm(start), 1e-30):.2g} of its size"}
 
 
-def _write_papers(folder: Path, report: LoraReport, base: Checkpoint) -> None:
+def _write_papers(folder: Path, report: LoraReport, base: Checkpoint, called: Mapping[str, str]) -> None:
     task = _task_type(base.config)
-    modules = {name.removesuffix(".weight"): rank for name, rank in report.ranks.items()}
+    modules = {called[name].removesuffix(".weight"): rank for name, rank in report.ranks.items()}
     other = {module: rank for module, rank in modules.items() if rank != report.rank}
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -201,7 +212,7 @@ def _write_papers(folder: Path, report: LoraReport, base: Checkpoint) -> None:
 def _card(report: LoraReport) -> str:
     left = "\n".join(f"- {code(name)}: {plain(why)}" for name, why in report.left_out.items()) or "Nothing."
     return f"""---
-base_model: {json.dumps(report.base)}
+base_model: {json.dumps(shown_source(report.base))}
 library_name: peft
 tags: [lora, mergelab]
 ---

@@ -31,7 +31,7 @@ from mergelab.merging.memory import is_lack_of_memory, peak_mb
 from mergelab.merging.output import Weights, new_folder, remove_leftovers, write_papers
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
-from mergelab.method import Layer, Merged, Whole, remembered
+from mergelab.method import Layer, Merged, Remembered, Whole
 from mergelab.planning.parts import by_rows, parts, rows_at_a_time
 from mergelab.planning.plan import Plan
 from mergelab.report import LayerReport, Report
@@ -49,7 +49,7 @@ def inspect(
     started, crew, opened = time.monotonic(), team(), stamps(plan)
     crew.each(lambda: check_unchanged(opened))
     job = _Job(plan, device, Lookups(shared_store()), diagnose=diagnose)
-    count, why = workers_fitting(plan, device, workers)
+    count, why = workers_fitting(plan, device, workers, job.takes_whole)
     layers = yield from _shared(job, crew, {}, count)
     crew.each(lambda: check_unchanged(opened))
     return _report(plan, layers, started, device, (*why, *job.kept.notes))
@@ -115,16 +115,19 @@ class _Job:
     weights: Weights | None = None  # None: look, and write nothing
     diagnose: bool = False
 
+    def takes_whole(self, name: str) -> bool:
+        """Whether a tensor is looked at as one: for its diagnostics, or for the spectrum of what it becomes."""
+        spectra = self.weights is None and self.plan.decomposes(name) and not by_rows(self.plan, name)
+        return self.diagnose or spectra
+
     def done(self, name: str) -> LayerReport:
         """Merge one tensor, part by part; put it away or, if it is not to be written, look at its spectra too."""
         measures = Measures(self.plan.recipe.names, curves=self.weights is None)
-        rowwise = by_rows(self.plan, name)
-        whole = self.diagnose or (self.weights is None and self.plan.decomposes(name) and not rowwise)
-        some = [None] if whole else parts(self.plan, name)
-        in_rows = rowwise and len(some) > 1
+        some = [None] if self.takes_whole(name) else parts(self.plan, name)
+        in_rows = by_rows(self.plan, name) and len(some) > 1
         origins = self.plan.origins(name)
         seen = self._surveyed(name, some) if len(some) > 1 and not in_rows else None
-        shared = remembered(self.kept.factorise(self._tall(name, some), origins)) if in_rows else None
+        shared = Remembered(self.kept.factorise(self._tall(name, some), origins)) if in_rows else None
         for rows in some:
             layer = replace(self.plan.layer(name, self.device, rows), seen=seen)
             layer = replace(layer, factorise=shared) if in_rows else self.kept.layer(layer, origins)

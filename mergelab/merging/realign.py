@@ -114,7 +114,7 @@ tags: [mergelab, alignment]
 
 # {expert}, in the coordinates of {reference}
 
-The same function as `{expert}`{said}: its neurons stand in another order, and nothing else is changed. Made with
+The same function as `{expert}`{said}: its neurons stand in another order, and heads may be turned inside. Made with
 mergelab, matched by {facts["how"]}.
 
 | | before | after |

@@ -38,15 +38,18 @@ def _cost(plan: Plan, name: str) -> float:
     return prod(shape) * min(shape) + 4 * min(shape) ** 3
 
 
-def workers_fitting(plan: Plan, device: torch.device | str, asked: int | None) -> tuple[int, tuple[str, ...]]:
+def workers_fitting(
+    plan: Plan, device: torch.device | str, asked: int | None, whole: Callable[[str], bool] = lambda name: False
+) -> tuple[int, tuple[str, ...]]:
     """How many threads work at once, as in `workers_for`, and a note on why not more.
 
     Unless a number is asked, there are as few as the free memory has room for: each holds a tensor of every expert.
+    whole: whether a tensor is taken as one, where a merge takes it in parts.
     """
     workers, free = workers_for(device, asked), available()
     if asked is not None or torch.device(device).type != "cpu" or not free:
         return workers, ()
-    most = max((held(plan, name) for name in plan.names), default=1)
+    most = max((held(plan, name, whole(name)) for name in plan.names), default=1)
     fit = max(1, min(workers, int(ROOM * free) // most))
     why = f"{fit} of {workers} cores merge at a time: {free / 1e9:.1f} GB of free memory have no room for more tensors."
     return fit, (why,) * (fit < workers)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from mergelab.maths.inner import is_unmoved
 from mergelab.maths.joint import Joint, joint_directions
 from mergelab.maths.selection import number_of_nonzero, within
 from mergelab.maths.signs import (
@@ -18,6 +19,7 @@ from mergelab.maths.signs import (
     threshold_keeping,
     thresholds_keeping,
 )
+from mergelab.maths.spectral import Delta, LowRank
 from mergelab.method import Knob, Layer, Merged, Whole, merge_method
 
 NOISE = 1e-6  # an expert's share of a direction below this is rounding: a unit vector of it would be noise
@@ -64,7 +66,8 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     if not layer.decompose:
         delta, opposed = _vote(layer.entries, layer, layer.seen)
         return Merged(delta, counts={"sign conflicts": opposed})
-    deltas = [delta.T for delta in layer.deltas] if transposed else layer.deltas  # (rows, columns) each
+    deltas = _thin_where_others_are(layer.deltas)
+    deltas = [delta.T for delta in deltas] if transposed else deltas  # (rows, columns) each
     joint = joint_directions(deltas, lambda values: int((values > floor * values[:1]).sum()))
     values = joint.values  # (k,)
     rights = joint.rights()  # V_iᵀ, (expert, k, columns)
@@ -79,7 +82,7 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     energy = strengths.square().sum((1, 2))
     facts = {
         "share of energy": tuple((energy / _or_one(energy.sum())).tolist()),
-        "share pruned": tuple(1 - number_of_nonzero(k) / k.numel() if k.numel() else 0.0 for k in kept),
+        "share pruned": tuple(map(_share_pruned, kept, live)),
         "joint rank": float(len(values)),
         "nuclear norm cut": float(1 - values.sum() / joint.spectrum.sum()) if len(values) else 0.0,
     }
@@ -87,6 +90,24 @@ def _merged(layer: Layer, drop: float, floor: float, transposed: bool) -> Merged
     curves = {"joint_singular_values": joint.spectrum, "ownership": ownership}
     counts = {"sign conflicts": opposed}
     return Merged(delta.T if transposed else delta, facts, curves, (joint.road,), counts)
+
+
+def _thin_where_others_are(deltas: Sequence[Delta]) -> Sequence[Delta]:
+    """The deltas; beside thin ones, what an expert leaves alone is a product of no columns: no matrix is filled."""
+    if not any(isinstance(delta, LowRank) for delta in deltas):
+        return deltas
+
+    def thin(delta: Delta) -> Delta:
+        rows, columns = delta.shape
+        return LowRank(delta.new_zeros(rows, 0), delta.new_zeros(0, columns)) if is_unmoved(delta) else delta
+
+    return [delta if isinstance(delta, LowRank) else thin(delta) for delta in deltas]
+
+
+def _share_pruned(kept: Tensor, live: Tensor) -> float:
+    """Of one expert's entries in the rows that it has a part in, the share that is gone. kept: (k, columns)"""
+    count = int(live.sum()) * kept.shape[1]
+    return 1 - number_of_nonzero(kept) / count if count else 0.0
 
 
 def _pruned(units: Tensor, count: int, joint: Joint) -> Tensor:

@@ -21,7 +21,7 @@ def svc(
         float, Knob(0.1, 2, "the least factor to shorten by; 1: only what is counted more than once")
     ] = 1.0,
 ) -> Merged:
-    """Shorten each singular direction of the merged delta by how many times over the experts put it there.
+    """Shorten each singular direction of the merged delta by the number of times that the experts put it there.
 
     Δ = U S Vᵀ;  s_ri = ⟨u_rᵀ Δ, w_i u_rᵀ τ_i⟩ / ‖w_i u_rᵀ τ_i‖²: how much longer the merge is there than expert i;
     η_r = max(mean of s_ri over i, alpha) if all are positive, else 1;  S_r ← S_r / η_r.  Vectors stay as they are.

@@ -60,18 +60,19 @@ def build(lab: Lab) -> gr.Blocks:
                     spectra = draw_spectra_tab(lab, form)
                 with gr.Tab("Merge", id="merge"):
                     merged, history = draw_merge_tab(lab, repair, form, tabs)
+                prompts = gr.Tab("Try prompts", id="prompts")  # third, as the line says; drawn when all is there to ask
                 with gr.Tab("Scores", id="scores-tab") as scores:
                     asked = draw_scores_tab(lab, form, scores)
                 with gr.Tab("Sweep", id="sweep-tab") as sweep:
                     draw_sweep_tab(lab, form, asked, sweep)
-                with gr.Tab("Compare", id="compare-tab"):
-                    draw_compare_tab(lab, form, history, asked)
+                with gr.Tab("Compare", id="compare-tab") as compare:
+                    draw_compare_tab(lab, form, history, asked, compare)
                 with gr.Tab("Repair", id="repair"):
                     lines = draw_repair_tab(repair, form)
-                with gr.Tab("Try prompts", id="prompts"):
-                    draw_prompt_tab(lab, repair, form, merged, lines)
                 with gr.Tab("Learn", id="learn"):
                     step = draw_learn_tab(form, tabs, spectra)
+                with prompts:
+                    draw_prompt_tab(lab, repair, form, merged, lines)
         learn.click(lambda: gr.Tabs(selected="learn"), None, tabs, **AT_ONCE)
         draw_link(lab, form, tabs, spectra, {"step": step})
     return page

@@ -1,6 +1,6 @@
 """The left column: everything a recipe holds, as widgets. The knobs are drawn from each method's declaration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,13 +11,14 @@ from mergelab.assets import bundled
 from mergelab.errors import MergeError
 from mergelab.lab.gallery import FIRST, examples
 from mergelab.lab.lab import START, Lab
+from mergelab.markdown import plain
 from mergelab.method import METHODS, STEPS, Choice, MergeMethod, Setting, Switch, step_named
 from mergelab.page.filters import apart, with_overrides
 from mergelab.page.telling import AT_ONCE, saying, told
 from mergelab.page.verbs import Verb
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
-from mergelab.recipes.varying import mapped, shown, well_formed
+from mergelab.recipes.varying import in_words, mapped, shown, well_formed
 
 # What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
 FAMILIES = {
@@ -44,6 +45,7 @@ class Form:
     steps: dict[str, gr.Group]
     seed: gr.Number
     overrides: gr.Dropdown
+    also: gr.Markdown  # what the recipe says that no widget shows
     rest: gr.State  # what a recipe has and no widget shows
     weights: gr.Textbox
     dtype: gr.Dropdown
@@ -54,6 +56,7 @@ class Form:
     link: gr.Button
     status: gr.HTML
     settled: gr.Button  # the browser clicks it when something in the form has become another one, but for η
+    quick: gr.Button  # and then this one, for what may take a while
     picked: gr.Button  # and this one when base, experts or method have: their own `change` comes without one, too
     yaml: gr.Code
 
@@ -89,7 +92,7 @@ class Form:
         if not sources:
             raise MergeError("No expert is chosen. Pick at least two models fine-tuned from the base.")
         rest = data[self.rest] or {}
-        own = [rest.get("own", {}).get(source, {}) for source in sources]
+        own = _own(sources, rest.get("own", ()))
         return Recipe(
             base=str(data[self.base]).strip(),
             experts=tuple(map(Expert, sources, weights, own)),
@@ -178,7 +181,7 @@ def draw_form(lab: Lab) -> Form:
                 form.knobs[method.name, setting.name] = _knob(method, setting, start)
             if method.name == "star":
                 form.suggest = gr.Button("Suggest η from the spectra", size="md", elem_id="suggest")
-    form.rest = gr.State({})
+    form.rest, form.also = gr.State({}), gr.Markdown("", elem_id="also")
     form.overrides = gr.Dropdown(
         [],
         value=[],
@@ -199,7 +202,11 @@ def draw_form(lab: Lab) -> Form:
                     form.knobs[step.name, setting.name] = _knob(step, setting, start)
         form.weights = gr.Textbox("", label="Weights of the experts", placeholder="1, 1, 0.5 (empty: all 1)")
         form.dtype = gr.Dropdown([KEEP, *DTYPES], value=KEEP, label="Number format of the merged weights")
-        form.embeddings = gr.Checkbox(False, label="Decompose embeddings, too", info="By default they are averaged.")
+        form.embeddings = gr.Checkbox(
+            False,
+            label="Decompose embeddings, too",
+            info="By default: entry by entry.",
+        )
         form.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Of what a method draws at random.")
     with gr.Accordion("Recipe as YAML", open=False) as yaml:
         form.yaml = gr.Code(
@@ -215,12 +222,15 @@ def draw_form(lab: Lab) -> Form:
         form.status = gr.HTML(saying("Drag the slider: the pictures follow."), elem_id="status")
 
     form.settled = gr.Button(visible="hidden", elem_id="settled")
+    form.quick = gr.Button(visible="hidden", elem_id="quick")
     form.picked = gr.Button(visible="hidden", elem_id="picked")
     told_by = sorted(form.inputs - {form.eta, form.rest}, key=lambda widget: widget._id)
     changing = [widget.change for widget in told_by]
     # An answer makes a list of things "change" that are what they were: the browser looks.
     picks = [told_by.index(widget) for widget in (form.base, form.experts, form.method)]
     gr.on(changing, None, told_by, None, js=f"(...values) => {{ mergelab.formChanged(values, {picks}) }}")
+    form.rest.change(_told_of_rest, form.rest, form.also, **AT_ONCE)
+    form.rest.change(None, None, None, js="() => { mergelab.settled() }")
     form.base.change(lambda base: gr.update(choices=_fine_tuned_from(base)), form.base, form.experts, **AT_ONCE)
 
     def checked(data: dict) -> Any:
@@ -284,8 +294,26 @@ def _rest(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says that no widget shows: it goes back into the recipe as it is."""
     shown_ones = {"base", "experts", "method", "settings", "dtype", "decompose_embeddings", "seed", "then"}
     plain = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in shown_ones}
-    own = {expert.source: dict(expert.settings) for expert in recipe.experts}
-    return {"fields": plain, "own": own}
+    return {"fields": plain, "own": [(expert.source, dict(expert.settings)) for expert in recipe.experts]}
+
+
+def _told_of_rest(rest: dict[str, Any]) -> str:
+    """A line on what the recipe says that no widget shows; nothing where it is as usual."""
+    usual = {f.name: f.default for f in fields(Recipe)}
+    said = {name: value for name, value in rest.get("fields", {}).items() if value != usual[name]}
+    said |= {
+        f"{Expert(source).name}: {key}": value for source, own in rest.get("own", ()) for key, value in own.items()
+    }
+    return f"Also in this recipe: {plain(in_words(said))}. *Recipe as YAML* shows it." if said else ""
+
+
+def _own(sources: list[str], known: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The settings that each expert has of its own, as a recipe had them; a model that stands twice has two."""
+    left, found = list(known), []
+    for source in sources:
+        place = next((i for i, (name, _) in enumerate(left) if name == source), None)
+        found.append({} if place is None else left.pop(place)[1])
+    return found
 
 
 def _weights(text: str | None, count: int) -> list[Any]:
@@ -294,7 +322,7 @@ def _weights(text: str | None, count: int) -> list[Any]:
     try:
         weights = [well_formed(w, "A weight") for w in yaml.safe_load(f"[{text.replace(';', ',').strip().strip(',')}]")]
         weights = [mapped(weight, lambda value: number(value, "A weight")) for weight in weights]
-    except (yaml.YAMLError, MergeError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError, MergeError):
         raise MergeError(f"Weights must be numbers with commas between, not '{text}'.") from None
     if len(weights) != count:
         raise MergeError(f"There are {count} experts and {len(weights)} weights. Give one weight for each, or none.")

@@ -24,9 +24,12 @@ class Freshness:
     made: gr.State
     line: gr.HTML
 
-    def updates(self, recipe: Recipe, knob: str = "") -> dict[Any, Any]:
-        """Updates that say: the figures are of this recipe. knob: the setting that they vary."""
-        return {self.made: (knob, made_of(recipe, knob)), self.line: ""}
+    def updates(self, recipe: Recipe | None, knob: str = "") -> dict[Any, Any]:
+        """Updates that say: the figures are of this recipe (None: of what is chosen elsewhere than in the form).
+
+        knob: the setting that they vary.
+        """
+        return {self.made: (knob, made_of(recipe, knob) if recipe else ""), self.line: ""}
 
 
 def draw_freshness(form: Form, tab: gr.Tab, verb: str, recipe: Recipe, knob: str = "") -> Freshness:
@@ -36,7 +39,7 @@ def draw_freshness(form: Form, tab: gr.Tab, verb: str, recipe: Recipe, knob: str
     def looked(data: Mapping[Any, Any]) -> Any:
         knob, made = data[fresh.made]
         try:
-            return "" if made_of(form.recipe(data), knob) == made else _OTHER.format(verb)
+            return "" if made in ("", made_of(form.recipe(data), knob)) else _OTHER.format(verb)
         except MergeError:  # no recipe: the status says why
             return gr.skip()
 

@@ -1,4 +1,4 @@
-"""The address of what is shown: it follows the page, can be copied, and brings back recipe, tab and whatever is open.
+"""The address of what is shown: it follows the page, can be copied, and brings back recipe, tab, module, fact and step.
 
 The browser writes it by itself (assets/address.js); the server is asked only for the words of a recipe that changed.
 """
@@ -77,8 +77,9 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
     page = gr.context.Context.root_block
     outputs = [*form.outputs, *spectra.outputs, tabs, *others.values()]
     asked = gr.Textbox(visible="hidden")
-    page.load(restored, asked, outputs, js="() => location.search", **AT_ONCE)
-    form.example.input(started, form.example, outputs, trigger_mode="always_last", **AT_ONCE)
+    loaded = page.load(restored, asked, outputs, js="() => location.search", **AT_ONCE)
+    begun = form.example.input(started, form.example, outputs, trigger_mode="always_last", **AT_ONCE)
+    form.verb.governs([begun])
     both = [words, form.example]
     changed = form.settled.click(told(spelled), form.inputs, both, trigger_mode="always_last", **AT_ONCE)
     changed.then(None, words, None, js="words => mergelab.address(JSON.parse(words || '{}'))")

@@ -61,7 +61,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     visit = draw_history(lab, form, merged, history)
     whole = gr.DownloadButton("Download the merged model (zip)", interactive=False, elem_id="download")
     draw_push(lab, merged, form.status)
-    draw_report(lab, merged)
+    draw_report(lab, merged, form.stop)
     with gr.Accordion("Its files, one by one: weights, recipe, report …", open=False):
         files = gr.File(label="Files of the merged model", file_count="multiple", interactive=False, elem_id="files")
     with gr.Accordion("Report: a row per module and expert", open=False) as report:
@@ -72,7 +72,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
         run = yield from lab.merge(form.recipe(data))
         made, can_score = told_of(run, Board(), data[past]), bool(own_tasks(run.recipe))
         yield {tabs: gr.Tabs(selected="merge"), merged: run.folder.parent.name, **made, **downloads(run)}
-        yield {bars: empty("Scoring the merge …" if can_score else NOT_SCORED)}
+        yield {bars: empty(UNSCORED if can_score else NOT_SCORED)}
         board = yield from relayed(lab.scores(run), so_far)
         yield {history: made[history]}  # again: its tab was new before
         if data[repaired_too]:
@@ -110,7 +110,7 @@ def draw_merge_tab(lab: Lab, repair: RepairLab, form: Form, tabs: gr.Tabs) -> tu
     outputs = [form.status, merged, tabs, about, bars, past, history, whole, files, table]
     pressed = form.merge.click(merge, form.inputs | {past, repaired_too}, outputs, trigger_mode="once", **AT_ONCE)
     pressed.success(None, None, None, js=SHOW)
-    form.verb.governs([pressed])
+    form.verb.governs([pressed], kept="A merge that was finished is kept; nothing half-made is.")
     return merged, visit
 
 

@@ -93,11 +93,13 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
             raise MergeError("The prompt is empty. Write something to ask.")
         run = lab.run_named(data[merged]) if data[merged] else None
         base = run.recipe.base if run else data[form.base]
-        columns = {of_base: lab.model_folder(base, base), of_expert: lab.model_folder(data[expert], base)}
+        columns = {of_base: lab.model_folder(base, base)}
+        columns |= {of_expert: lab.model_folder(data[expert], base)} if data[expert] else {}
         columns |= {of_merged: run.folder} if run else {}
         settings = {"tokens": int(data[tokens]), "temperature": float(data[heat]), "seed": int(data[seed] or 0)}
         steps = len(columns) + (run is not None and data[task] != UNREPAIRED)
-        titles = {of_base: "Base", of_expert: f"Expert: {Expert(data[expert]).name}", of_repaired: "Repaired"}
+        titles = {of_base: "Base", of_repaired: "Repaired"}
+        titles |= {of_expert: f"Expert: {Expert(data[expert]).name}" if data[expert] else "Expert: none is chosen"}
         titles |= {of_merged: f"Merged: {METHODS[run.recipe.method].title}" if run else "Merged: nothing yet"}
         yield {box: gr.update(value="", label=title) for box, title in titles.items()}
         yield Step(0, steps, "loading the models")
@@ -126,11 +128,15 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
         shown = {expert: experts_by_task(experts or [])[skill]} if base == FAMILY else {}
         return {prompt: sample[0], **shown}
 
-    def about(key: str) -> str:
+    def about(key: str) -> dict[Any, Any]:
+        """What is merged now; the answers of the merge before go."""
         if not key:
-            return NOT_YET
+            return {which: NOT_YET}
         run = lab.run_named(key)
-        return f"Merged: {described(run)}, sha256 `{run.sha256[:16]}`"
+        gone = {
+            box: gr.update(value="", label=label) for box, label in ((of_merged, "Merged"), (of_repaired, "Repaired"))
+        }
+        return gone | {which: f"Merged: {described(run)}, sha256 `{run.sha256[:16]}`"}
 
     def choices(base: str, experts: list[str], chosen: str, repaired: str) -> tuple[Any, Any]:
         tasks = [UNREPAIRED, *experts]
@@ -146,8 +152,8 @@ def draw_prompt_tab(lab: Lab, repair: RepairLab, form: Form, merged: gr.State, l
     asked = gr.on([verb.go.click, prompt.submit], answers, given, outputs, trigger_mode="once", **AT_ONCE)
     chip = [bundled_ones, form.base, form.experts]
     taken = bundled_ones.click(told(picked), chip, [prompt, expert], **AT_ONCE)
-    verb.governs([asked, taken.success(answers, given, outputs, **AT_ONCE)])
-    merged.change(told(about), merged, which, **AT_ONCE)
+    verb.governs([asked, taken.success(answers, given, outputs, trigger_mode="always_last", **AT_ONCE)])
+    merged.change(told(about), merged, [which, of_merged, of_repaired], **AT_ONCE)
     chosen = [expert, task]
     form.picked.click(choices, [form.base, form.experts, *chosen], chosen, trigger_mode="always_last", **AT_ONCE)
 

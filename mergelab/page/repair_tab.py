@@ -64,7 +64,7 @@ def draw_repair_tab(lab: RepairLab, form: Form) -> gr.Textbox:
     for button, sidecar in ((fold, False), (beside, True)):
         jobs.append(button.click(writing(sidecar), {key}, [status, made], trigger_mode="once", **AT_ONCE))
     verb.governs(jobs)
-    shown.wire(lab, key)
+    shown.wire()
     return asked.lines
 
 
@@ -142,6 +142,7 @@ class _Shown:
     """The pictures, sentences and tables of an outcome."""
 
     def __init__(self, lab: RepairLab, first: Outcome):
+        self.now = gr.State(first)  # what is drawn, whole or so far
         with gr.Row():
             with gr.Column(min_width=300):
                 self.variance = PlotlyPanel(_variance(first), label="Variance", elem_id="variance", height=340)
@@ -182,13 +183,15 @@ class _Shown:
     def widgets(self) -> list:
         """All that an outcome changes."""
         pictures = [self.variance, self.bars, self.verdict, self.matching, self.heat, self.dots]
-        return [*pictures, self.site, self.scores, self.table, *self.files]
+        return [self.now, self.whose, *pictures, self.site, self.scores, self.table, *self.files]
 
     def updates(self, outcome: Outcome, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """Updates that show an outcome, whole or so far."""
         known = [one.site for one in outcome.reports[0].channels]
         site = data[self.site] if data[self.site] in known else _site(outcome)
         return {
+            self.now: outcome,
+            self.whose: data[self.whose],
             self.variance: _variance(outcome),
             self.bars: _bars(outcome),
             self.verdict: words.verdict(outcome),
@@ -200,19 +203,19 @@ class _Shown:
             self.table: frame_of(outcome.table()),
         }
 
-    def wire(self, lab: RepairLab, key: gr.State) -> None:
-        """A click on the heatmap, or the keyboard, opens a site."""
+    def wire(self) -> None:
+        """A click on the heatmap, or the keyboard, opens a site of the outcome that is drawn."""
 
-        def clicked(key: str, event: gr.EventData) -> str:
-            known = [one.site for one in lab.outcome(key).reports[0].channels]
+        def clicked(outcome: Outcome, event: gr.EventData) -> str:
+            known = [one.site for one in outcome.reports[0].channels]
             name = str(getattr(event, "name", ""))
             return name if name in known else known[0]
 
-        open_site = told(lambda key, name: plots.deviations(lab.outcome(key).reports, name))
-        show_side = told(lambda key, who: plots.ratio_heatmap(lab.outcome(key).reports, who))
-        self.heat.select(told(clicked), key, self.site, **AT_ONCE)
-        self.site.change(open_site, [key, self.site], self.dots, trigger_mode="always_last", **AT_ONCE)
-        self.whose.change(show_side, [key, self.whose], self.heat, **AT_ONCE)
+        open_site = told(lambda outcome, name: plots.deviations(outcome.reports, name))
+        show_side = told(lambda outcome, who: plots.ratio_heatmap(outcome.reports, who))
+        self.heat.select(told(clicked), self.now, self.site, **AT_ONCE)
+        self.site.change(open_site, [self.now, self.site], self.dots, trigger_mode="always_last", **AT_ONCE)
+        self.whose.input(show_side, [self.now, self.whose], self.heat, **AT_ONCE)
 
 
 def _followed(telling: Generator, drawn: Callable[[Outcome], dict]) -> Generator[Step | dict, None, Any]:

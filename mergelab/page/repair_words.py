@@ -10,10 +10,10 @@ from mergelab.report import RepairReport
 from mergelab.words import counted
 
 LOOK_VARIANCE = (
-    "**The variance collapses.** The average of N unrelated channels keeps (1+(N−1)ρ)/N of their variance, and a "
-    "deeper layer starts from what the ones before it have lost (norms and shortcuts lift it again). Look how far the "
-    "dotted line lies below 0, the expert's own variance, how much alignment saves (dashed), and that repair brings it "
-    "back to 0 (solid). One down is half the variance."
+    "**The variance collapses.** The average of N channels of correlation ρ keeps (1+(N−1)ρ)/N of their variance, "
+    "and a deeper layer starts from what the ones before it have lost (norms and shortcuts lift it again). Look how "
+    "far the dotted line lies below 0, the expert's own variance, how much alignment saves (dashed), and that repair "
+    "brings it back to 0 (solid). One down is half the variance."
 )
 LOOK_SCORES = (
     "**What it is worth.** Accuracy on held-out data, with 95 % intervals. Look at repaired against the bars before "
@@ -33,15 +33,15 @@ LOOK_CHANNELS = (
     "**Channel by channel.** Hollow points below the line are channels that the merge has made too quiet; the full "
     "ones are the same channels after repair. A repair puts them on the line."
 )
-ALIGN = "A permutation changes no network, only the order of its neurons."
+ALIGN = "Reordering neurons, or turning a head inside, does not change what a network computes."
 TARGET = "A scale and a shift per channel, fitted in one pass."
 SAMPLES = "For calibration, a task. Bundled: 64 prompts, 256 pictures."
 SITES = "A preset, or names of modules with |in or |out, commas between."
 HEADS = "A classifier keeps each expert's own last layer."
 WITHOUT = "Score also the merge without the task's expert."
-LINES = "Each expert answers them itself, and is measured while it does: prompts alone would hurt."
+LINES = "Each expert answers them itself, and is measured while it does: prompts alone give about half the gain."
 OPENING = (
-    "An example that was made in advance. Run makes it here. Box 1 says what is merged; the form counts only there."
+    "This example was made in advance; Run makes it here. Box 1 says what is merged: the form is used if chosen there."
 )
 HOME = (
     "Folded: one ordinary checkpoint per task, with the repair in its weights; transformers needs nothing else. "

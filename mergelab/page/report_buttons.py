@@ -7,6 +7,7 @@ import gradio as gr
 from mergelab.errors import MergeError
 from mergelab.lab.lab import Lab, method_title
 from mergelab.page.telling import AT_ONCE, job, saying
+from mergelab.page.verbs import Verb
 from mergelab.plots.document import document
 from mergelab.report import Report
 from mergelab.step import Step
@@ -25,7 +26,7 @@ READY = "A report holds every spectrum and number: one for people, one for progr
 _FETCH = "() => { const a = document.querySelector('#%s'); (a.closest('a') || a.querySelector('a') || a).click() }"
 
 
-def draw_report(lab: Lab, merged: gr.State) -> None:
+def draw_report(lab: Lab, merged: gr.State, stop: gr.Button) -> None:
     """Draw the buttons and their own status line, and wire them to the run whose key `merged` holds."""
     buttons = gr.Row()
     status = gr.HTML(
@@ -40,6 +41,7 @@ def draw_report(lab: Lab, merged: gr.State) -> None:
             pressed = button.click(
                 _made(lab, merged, status, fetched, name, written), {merged}, [status, fetched], **AT_ONCE
             )
+            Verb(button, stop, status).governs([pressed])
             pressed.success(None, None, None, js=_FETCH % f"fetch-report-{kind}")
 
 

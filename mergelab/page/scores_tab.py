@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from mergelab.lab.lab import START, Lab, by_method
+from mergelab.lab.own import questions_for
 from mergelab.lab.shipped import start_board
 from mergelab.method import METHODS
 from mergelab.page.asked import Asked, draw_asked
@@ -23,12 +24,13 @@ from mergelab.scores.verdict import board_verdict
 from mergelab.step import Step
 from mergelab.words import counted
 
+MOST = 8  # other methods at once: as many merges are made, and kept
 OPENING = "What is shown is an example, made in advance. Score makes it anew, with the recipe in the form."
 SO_FAR = "**{} so far.** Who is best is told when the board is complete."
 KEPT = "The scores that it had finished are shown."
 LOOK_TABLE = (
-    "A row is a model, a column a task. **Look down a column** for the merge that does best (★), and along the rows "
-    "of the merges for the task that each of them pays with. The base says what no merging at all would give."
+    "A row is a model, a column a task. **Look down a column** for the merge that does best (★), and along a merge's "
+    "row for the task on which it loses most. The base says what no merging at all would give."
 )
 LOOK_BARS = (
     "The same as bars. The thin lines are 95 % confidence intervals: where two of them overlap by much, do not trust "
@@ -43,8 +45,9 @@ def draw_scores_tab(lab: Lab, form: Form, tab: gr.Tab) -> Asked:
         [(method.title, name) for name, method in METHODS.items()],
         value=_methods(first),
         multiselect=True,
+        max_choices=MOST,
         label="Beside the recipe in the form, by these methods, too",
-        info="The same experts; each method with its own defaults.",
+        info="The same experts; each method with the settings that the form begins with.",
         elem_id="rivals",
     )
     asked = draw_asked()
@@ -66,15 +69,14 @@ def draw_scores_tab(lab: Lab, form: Form, tab: gr.Tab) -> Asked:
     @job(verb.status, "Scoring")
     def score(data: dict) -> Iterator[Step | dict]:
         recipe = form.recipe(data)
-        questions = asked.questions(data)
+        questions = questions_for(recipe, asked.questions(data))
         merges = yield from _merged(lab, recipe, data[methods] or [])
         board = Board()
-        yield fresh.updates(recipe)
         for step in lab.scoreboard(recipe, merges, questions, bool(data[everyone])):
             yield step
             if step.made:
                 board = step.made
-                yield drawn(board) | {about: SO_FAR.format(counted(len(board.scores), "score"))}
+                yield drawn(board) | fresh.updates(recipe) | {about: SO_FAR.format(counted(len(board.scores), "score"))}
         yield drawn(board) | {verb.status: saying(_said(board), "good"), about: board_verdict(board)}
 
     def drawn(board: Board) -> dict[Any, Any]:

@@ -166,7 +166,7 @@ def draw_spectra_tab(lab: Lab, form: Form) -> Spectra:
 
     given = form.inputs | {facts, modules, shown, drawn}
     pressed = form.analyse.click(analyse, given, outputs, trigger_mode="once", **AT_ONCE)
-    changed = form.settled.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
+    changed = form.quick.click(analyse_if_quick, given, outputs, trigger_mode="always_last", **AT_ONCE)
     form.verb.governs([pressed, changed])
     return Spectra(facts, modules, drawn, outputs, pictures)
 

@@ -87,6 +87,6 @@ def look_spectra(cuts: bool, rescales: bool = True) -> str:
         )
     rest = "the rest is scaled up" if rescales else "the rest stays as it is, as rescale is off"
     return (
-        f"{said}. The dotted lines are where η cuts (the dashed one is η itself); everything to their right goes, and "
-        f"{rest}. The grey curve is the merge at the η that it was analysed with."
+        f"{said}. The dotted lines are where η cuts (the level dashed one is η itself); everything right of "
+        f"them goes, and {rest}. The grey dashed curve is the merge at the η it was analysed with."
     )

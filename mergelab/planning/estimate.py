@@ -52,8 +52,9 @@ def estimate(work: Plan, out: Path = Path(".")) -> Estimate:
 def is_spectral(method: MergeMethod) -> bool:
     """Whether a method does to a matrix that it may decompose something else than to one that it may not."""
     draw = torch.Generator().manual_seed(0)
-    base, *deltas = (torch.randn((3, 3), generator=draw) for _ in range(4))
-    layers = [Layer("probe", base, tuple(deltas), torch.ones(3), decompose=either) for either in (True, False)]
+    count = min(3, method.most or 3)
+    base, *deltas = (torch.randn((3, 3), generator=draw) for _ in range(count + 1))
+    layers = [Layer("probe", base, tuple(deltas), torch.ones(count), decompose=either) for either in (True, False)]
     try:
         one, other = (method(layer, **method.checked({})).delta for layer in layers)
     except (MergeError, RuntimeError, ValueError, IndexError):

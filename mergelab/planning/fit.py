@@ -15,6 +15,7 @@ from mergelab.files.checkpoint import Checkpoint, Entry
 from mergelab.files.vocabulary import differing_rows, embedding_among, has_row_per_token, tokens_of
 
 _MANY = 0.01  # tokenizers that differ in more than this share of their common rows are two tokenizers
+_HINTS = 3  # missing tensors for which the nearest name is looked for
 _OPTIONS = (
     "Under 'mergelab' a recipe may say 'vocabulary: base' (its embeddings and head are left out) or "
     "'vocabulary: common' (the rows that both have are merged)."
@@ -118,7 +119,9 @@ def _note_missing(expert: str, name: str, own: Checkpoint, base: Checkpoint, mis
     if missing == "base":
         found.notes.append(f"Expert '{expert}' has no '{name}': there it is the base.")
         return
-    hint = did_you_mean(name, own.entries.keys() - base.entries.keys())
+    hint = ""
+    if len(found.problems) < _HINTS:  # each is looked for among all names
+        hint = did_you_mean(name, own.entries.keys() - base.entries.keys())
     hint = hint if hint.startswith("Did") else f"Was it fine-tuned from '{base.source}'?"
     found.problems.append(
         f"Expert '{expert}' has no tensor '{name}' that the base has. {hint} With 'missing: base' under 'mergelab' "

@@ -29,6 +29,18 @@ class OpenedExpert:
     checkpoint: Checkpoint | Fitted | InCoordinates | None
     adapter: Adapter | None
 
+    def changed_as(self, name: str) -> str | None:
+        """What the adapter calls one of the base's tensors; None if it does not change it."""
+        view = self.checkpoint.expert if isinstance(self.checkpoint, InCoordinates) else self.checkpoint
+        called = view.fit.renamed.get(name, name) if isinstance(view, Fitted) else name
+        return called if self.adapter is not None and called in self.adapter else None
+
+    def needs_all_rows(self, name: str) -> bool:
+        """Whether some rows of the tensor cannot be had without all of them."""
+        changed = self.changed_as(name)
+        mixed = isinstance(self.checkpoint, InCoordinates) and self.checkpoint.mixes_rows(name)
+        return mixed or (changed is not None and self.adapter.needs_all_rows(changed))
+
     def delta(self, name: str, stored: Tensor, base: Tensor, rows: slice | None = None) -> Delta:
         """Expert minus base for one tensor or some rows of it, in the base's dtype; MergeError if it is not finite.
 
@@ -50,17 +62,17 @@ class OpenedExpert:
         own = self.checkpoint.read(name, rows) if self.checkpoint else stored
         same = own is stored or (own.dtype == stored.dtype and torch.equal(own, stored))
         full = unmoved(base) if same else _difference(own, base)
-        if self.adapter is None or name not in self.adapter:
+        if (changed := self.changed_as(name)) is None:
             return full
-        change = self.adapter.delta(name, base if same else base + full, rows)
+        change = self.adapter.delta(changed, base if same else base + full, rows)
         return change if same else full + dense(change)
 
     def _aligned(self, view: InCoordinates, name: str, base: Tensor, rows: slice | None) -> Tensor:
         """Rows of a tensor in the base's coordinates; an adapter has those of the expert, so it is added before."""
         part = None if view.mixes_rows(name) else rows
         own = view.expert.read(name, part).to(base.dtype)
-        if self.adapter is not None and name in self.adapter:
-            own = own + dense(self.adapter.delta(name, own, part))
+        if changed := self.changed_as(name):
+            own = own + dense(self.adapter.delta(changed, own, part))
         moved = view.alignment.applied(name, own)
         return moved if part == rows else moved[rows]
 

@@ -7,6 +7,7 @@ from mergelab.planning.plan import Plan
 PART = 1 << 18  # entries of a tensor that are merged at a time, where each entry is merged on its own
 WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same
 TALL = 2  # so many times more rows than columns make a matrix tall
+_LOOKS = 3  # copies of a tensor that looking at a merge takes
 _FACTORS = 6  # square matrices of float32 that the factors of one delta take, while they are found
 
 
@@ -36,10 +37,15 @@ def rows_at_a_time(shape: tuple[int, ...]) -> int:
     return max(1, PART // max(1, prod(shape[1:])))
 
 
-def held(plan: Plan, name: str) -> int:
-    """The bytes that are held while a tensor is merged, about: base and deltas, and what the method makes of them."""
-    shape = plan.base.entries[name].shape
-    some = parts(plan, name)
+def held(plan: Plan, name: str, whole: bool = False) -> int:
+    """The bytes that are held while a tensor is merged, about: base and deltas, and what the method makes of them.
+
+    whole: the tensor is looked at as one, as an analysis and a sweep do, which hold a stack of the deltas beside.
+    """
+    shape, experts = plan.base.entries[name].shape, len(plan.experts)
+    some = [None] if whole else parts(plan, name)
     entries = prod(shape) if some == [None] else rows_at_a_time(shape) * prod(shape[1:])
-    shared = _FACTORS * shape[1] ** 2 if len(some) > 1 and by_rows(plan, name) else 0
-    return round(4 * (entries * (len(plan.experts) + 1) * (1 + plan.method.memory) + shared * len(plan.experts)))
+    shared = _FACTORS * shape[1] ** 2 * experts if len(some) > 1 and by_rows(plan, name) else 0
+    merging = entries * (experts + 1) * (1 + plan.method.memory) + shared
+    looking = entries * (2 * experts + 1 + _LOOKS) if whole else 0
+    return round(4 * max(merging, looking))

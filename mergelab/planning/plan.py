@@ -27,7 +27,7 @@ from mergelab.maths.spectral import Delta
 from mergelab.method import Layer, MergeMethod, method_named, step_named
 from mergelab.planning.fit import Fit, fit, fitted, only_theirs
 from mergelab.planning.opened import OpenedExpert, opened_base, opened_expert, tied_heads, widened
-from mergelab.recipes.mergekit_yaml import COUNTS_BASE_ITSELF, FROM_ZERO, LEAVE_BASE
+from mergelab.recipes.mergekit_yaml import COUNTS_BASE_ITSELF, FROM_ZERO, LEAVE_BASE, WITHOUT_WEIGHTS
 from mergelab.recipes.recipe import Recipe
 from mergelab.recipes.varying import depths, layer_counts, value_at, with_fallback
 
@@ -142,9 +142,7 @@ class Plan:
 
     def needs_all_rows(self, name: str) -> bool:
         """Whether some rows of an expert's tensor cannot be had without all of them."""
-        adapters = [expert.adapter for expert in self.experts if expert.adapter]
-        views = [expert.checkpoint for expert in self.experts if isinstance(expert.checkpoint, InCoordinates)]
-        return any(a.needs_all_rows(name) for a in adapters) or any(view.mixes_rows(name) for view in views)
+        return any(expert.needs_all_rows(name) for expert in self.experts)
 
     def decomposes(self, name: str) -> bool:
         """Whether a tensor is a matrix whose singular directions mean something."""
@@ -261,7 +259,7 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
 
 def _model_order(name: str) -> list[tuple[int, str]]:
     """Sorts names as people count: layer 2 before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,9})", name)]
 
 
 def _fitted(expert: OpenedExpert, found: Fit, base: Checkpoint) -> OpenedExpert:
@@ -270,7 +268,15 @@ def _fitted(expert: OpenedExpert, found: Fit, base: Checkpoint) -> OpenedExpert:
         others = len(found.problems) - 1
         more = f" (And {others} more such: `mergelab check` lists them all.)" if others else ""
         raise MergeError(found.problems[0] + more)
-    return replace(expert, checkpoint=fitted(expert.checkpoint, base, found)) if expert.checkpoint else expert
+    if not expert.checkpoint:
+        return expert
+    expert = replace(expert, checkpoint=fitted(expert.checkpoint, base, found))
+    if lost := [name for name in found.rows if expert.changed_as(name)]:
+        raise MergeError(
+            f"The adapter of expert '{expert.name}' changes '{lost[0]}', which does not fit the base's: its rows are "
+            "of another vocabulary, or it is not there. Take an adapter without it, or merge it into its model first."
+        )
+    return expert
 
 
 def fit_of(expert: OpenedExpert, base: Checkpoint, names: Sequence[str], recipe: Recipe) -> Fit:
@@ -327,6 +333,8 @@ def _notes(recipe: Recipe, base: Checkpoint, experts: tuple[OpenedExpert, ...]) 
             notes.append(f"Expert '{expert.name}' is the base itself: its delta is zero.")
         elif before := next((e.name for e in experts[:i] if _places(e) == _places(expert)), None):
             notes.append(f"Expert '{expert.name}' is the same as expert '{before}': it counts twice.")
+    if recipe.method in WITHOUT_WEIGHTS and any(expert.weight != 1 for expert in recipe.experts):
+        notes.append(f"mergekit's '{recipe.method}' knows no 'weight'; here an expert's change is scaled by it first.")
     if not (base.folder / "config.json").is_file():
         notes.append("The base has no config.json, so the merge has none: transformers cannot load it.")
     if base.config.get("auto_map"):

@@ -19,7 +19,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
     try:
         _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)
         data = yaml.safe_load(front)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -21,6 +21,7 @@ from mergelab.scores.scoreboard import BASE, MERGED, REPAIRED, Board
 from mergelab.scores.scoring import Mean, mean_score
 from mergelab.scores.sweep_report import Point, SweepReport
 
+HATCHES = ("", "/", "x", ".")
 OWN = "its own expert"  # the row of all experts, where each has done its own task alone
 GRID = [[0, "rgba(239,68,68,0.22)"], [0.5, "rgba(245,158,11,0.2)"], [1, "rgba(16,185,129,0.5)"]]  # on any ground
 SHARES = (
@@ -41,9 +42,8 @@ def board_bars(board: Board) -> Figure:
     exact = next(iter(board.scores.values())).measure == "exact match"
     groups, found = _laid_out(board)
     upright = {"textangle": -90 if len(found) > 3 else 0}  # numbers in narrow bars
-    traces = [
-        _bars(name, groups, row, _colour(name, i), exact) | upright for i, (name, row) in enumerate(found.items())
-    ]
+    looks = _looks(list(found))
+    traces = [_bars(name, groups, row, looks[name], exact) | upright for name, row in found.items()]
     layout = _bar_layout(exact)
     said = [
         ", ".join(f"{name} {_said(row[i], exact)}" for name, row in found.items() if row[i]) for i in range(len(groups))
@@ -120,19 +120,27 @@ def _own(board: Board, task: str) -> Mean | None:
     return mean_score(found) if len(found) == len(pairs) else None
 
 
-def _colour(name: str, index: int) -> str:
+def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each row's bars look like: some have a colour of their own, the others share out what is left, with hatches
+    once all are taken."""
     fixed = {BASE: PALE, OWN: COLOURS[2], MERGED: COLOURS[0], REPAIRED: COLOURS[4], "A": COLOURS[0], "B": COLOURS[1]}
-    return fixed.get(name, COLOURS[(index + 2) % len(COLOURS)])
+    fixed = {name: fixed[name] for name in names if name in fixed}
+    free, others = [c for c in COLOURS if c not in fixed.values()], [name for name in names if name not in fixed]
+    found = {name: {"color": colour} for name, colour in fixed.items()}
+    for i, name in enumerate(others):
+        hatch = HATCHES[i // len(free) % len(HATCHES)]
+        found[name] = {"color": free[i % len(free)]} | ({"pattern": {"shape": hatch}} if hatch else {})
+    return found
 
 
-def _bars(name: str, groups: list[str], found: Sequence[Mean | None], colour: str, exact: bool) -> dict[str, Any]:
+def _bars(name: str, groups: list[str], found: Sequence[Mean | None], look: dict, exact: bool) -> dict[str, Any]:
     return {
         "type": "bar",
         "name": name,
         "x": groups,
         "y": [mean and round(mean.value, 5) for mean in found],
         "error_y": _whiskers(found),
-        "marker": {"color": colour},
+        "marker": look,
         "text": [_said(mean, exact) for mean in found],
         "textposition": "inside",
         "insidetextanchor": "start",

@@ -32,9 +32,11 @@ LEAVE_BASE = (
 )  # fmt: skip
 # Of those, the ones that take the models' weights themselves where no base is named.
 FREE_BASE = ("multislerp", "nuslerp")
+# Those without a parameter 'weight', which mergekit then does not look at.
+WITHOUT_WEIGHTS = ("karcher", "model_stock", "nearswap", "sce", "slerp")
 # The one that counts the base by a setting: an expert that is the base would be counted twice.
 COUNTS_BASE_ITSELF = ("karcher",)
-FROM_ZERO = "from_zero"  # what that is called here
+FROM_ZERO, COUNTED = "from_zero", "count_base"  # what these are called here
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def body(data: Mapping[str, Any], where: str) -> Body:
     if method in LEAVE_BASE and not free:
         named = [pair for pair in named if normpath(pair[0]) != normpath(base)]
     listed = any(normpath(source) == normpath(base) for source, _ in named)
-    if method in COUNT_BASE and "weight" in wide and data.get("base_model") and not listed:
+    if data.get("slices") and not listed:  # to whose sources mergekit adds no base
+        wide = ({COUNTED: False} if method in COUNTS_BASE_ITSELF else {}) | wide
+    elif method in COUNT_BASE and "weight" in wide and data.get("base_model") and not listed:
         named.append((base, {}))
     weight = wide.pop("weight", None)
     models = tuple((source, _weight(own, weight, where), own) for source, own in named)
@@ -83,7 +87,8 @@ def _base(data: Mapping[str, Any], free: bool, sources: list[str], where: str) -
         raise MergeError(f"{where} {found}. Keep the one that the experts were fine-tuned from.")
     if not given and not free:
         raise MergeError(f"{where} has no 'base_model'. A recipe needs merge_method, base_model and models.")
-    return given[0] if given else sources[0]  # of whole weights it is the same, whichever model is taken for the base
+    # of whole weights it is the same, whichever model is taken for the base
+    return given[0] if given else sources[0].partition("+")[0].strip()
 
 
 def _weight(own: dict[str, Any], wide: Any, where: str) -> Any:

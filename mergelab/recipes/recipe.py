@@ -103,7 +103,8 @@ class Recipe:
         """The recipe in a YAML text; `where` is what errors call it."""
         try:
             data = yaml.load(text, Loader=_Once)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+            # all but the first: a date, a number or a tag of which yaml can make nothing
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}," if mark else ""
             problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -138,7 +139,8 @@ class Recipe:
         known = self.method in (*kit.COUNT_BASE, *kit.LEAVE_BASE)
         sources = [expert.source for expert in self.experts]
         changing = self._extras().keys() - {"shard_size", "layers"}  # which change no number
-        return known and not changing and len({*sources}) == len(sources)
+        weighed = self.method in kit.WITHOUT_WEIGHTS and any(expert.weight != 1 for expert in self.experts)
+        return known and not changing and not weighed and len({*sources}) == len(sources)
 
     def _extras(self) -> dict[str, Any]:
         """What stands under `mergelab:`: our keys that are not at their defaults."""

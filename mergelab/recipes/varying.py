@@ -14,7 +14,8 @@ import yaml
 from mergelab.errors import MergeError, brief, did_you_mean
 
 Scalar = Union[bool, int, float, str]
-_INDEX = re.compile(r"^(?P<stack>.*?(?:^|\.))(?P<index>\d+)\.")  # the first number in a tensor's name counts its layers
+MOST = 1000  # entries of a list: a few signs of YAML can stand for a thousand million of them
+_INDEX = re.compile(r"^(?P<stack>.*?(?:^|\.))(?P<index>\d{1,9})\.")  # the first number counts a tensor's layers
 
 
 def well_formed(setting: Any, where: str) -> Any:
@@ -24,6 +25,7 @@ def well_formed(setting: Any, where: str) -> Any:
     entries = [setting] if isinstance(setting, dict) else setting
     if not isinstance(entries, list) or not entries:
         raise MergeError(f"{where} must be a value, a list of values, or a list of filters, not {brief(setting)}.")
+    _check_length(entries, where)
     if all(isinstance(entry, Scalar) for entry in entries):
         return list(entries)
     return [_filter(entry, where) for entry in entries]
@@ -39,10 +41,17 @@ def _filter(entry: Any, where: str) -> dict[str, Any]:
     text, value = entry.get("filter"), entry.get("value")
     if text is not None and not isinstance(text, str):
         raise MergeError(f"{where}: 'filter' must be a part of a tensor's name, not {brief(text)}.")
+    if isinstance(value, list):
+        _check_length(value, where)
     plain = isinstance(value, list) and value and all(isinstance(item, Scalar) for item in value)
     if not plain and not isinstance(value, Scalar):
         raise MergeError(f"{where}: a filter needs a 'value', a number or a list of numbers, not {brief(value)}.")
     return ({} if text is None else {"filter": text}) | {"value": value}
+
+
+def _check_length(entries: list[Any], where: str) -> None:
+    if len(entries) > MOST:
+        raise MergeError(f"{where} is a list of {len(entries)} entries; at most {MOST} are taken.")
 
 
 def mapped(setting: Any, check: Callable[[Any], Any]) -> Any:
@@ -94,7 +103,8 @@ def shown(setting: Any) -> str:
     if isinstance(setting, bool):
         return "on" if setting else "off"
     if isinstance(setting, (int, float)):
-        return f"{setting:g}"
+        short = f"{setting:g}"
+        return short if float(short) == setting else repr(setting)  # it is read back
     text = yaml.safe_dump(setting, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
     return text.removesuffix("\n...\n").strip()
 

@@ -30,9 +30,10 @@ from mergelab.repair import (
     sites,
     statistics,
 )  # fmt: skip
-from mergelab.repair.calibration import batches_of
+from mergelab.repair.calibration import AT_ONCE, batches_of
 from mergelab.repair.control import check_coordinates, repaired_score
 from mergelab.repair.export import folded
+from mergelab.repair.fit import cut
 from mergelab.repair.head import with_head
 from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import EXPERT, MERGED, PLAIN, REPAIRED, Matching, Outcome, Sample, Trial
@@ -77,7 +78,7 @@ def subject(name: str, source: str, expert: Running, most: int, lines: Sequence[
     pictures, task, score = own_pictures(source), own_task(source), own_score(source, expert.tokenizer)
     if pictures and not lines:
         some = pictures.calibration.images[:most]
-        return Subject(name, expert, [{"pixel_values": some}], score, len(pictures.test.labels))
+        return Subject(name, expert, cut({"pixel_values": some}, AT_ONCE), score, len(pictures.test.labels))
     samples = lines or (task.calibration if task else ())
     if not samples:
         raise MergeError(
@@ -96,7 +97,7 @@ def goals_of(subjects: Sequence[Subject], where: Sequence[Site], trial: Trial) -
     """For each task the moments to reach, and the samples to reach them on."""
     if trial.target == "task":
         return [(statistics(one.expert.model, one.batches, where), one.batches) for one in subjects]
-    union = [joined([batch for one in subjects for batch in one.batches])]
+    union = [batch for one in subjects for batch in one.batches]
     found = [statistics(one.expert.model, union, where) for one in subjects]
     mean = mean_goals(found, mean_weights(trial.recipe.experts))
     return [(mean, union)] * len(subjects)

@@ -2,12 +2,13 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS, INDEX, Checkpoint
@@ -17,6 +18,7 @@ from mergelab.markdown import code, plain
 from mergelab.model import Running, takes_biases, with_biases
 from mergelab.repair.fold import Folded, fold
 from mergelab.repair.patch import Patch
+from mergelab.repair.sites import before_head
 from mergelab.repair.statistics import Batch
 from mergelab.report import RepairReport
 
@@ -50,8 +52,7 @@ def takes_shifts(model: nn.Module) -> bool:
 
 def _is_full(model: nn.Module) -> bool:
     """Whether every linear map before the head has a bias already."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return all(m.bias is not None for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    return all(module.bias is not None for _, module in before_head(model) if isinstance(module, nn.Linear))
 
 
 def write_folded(place: Path, merged: Running, source: Path, patch: Patch, batch: Batch, report: RepairReport):
@@ -83,10 +84,15 @@ def write_body(place: Path, source: Path) -> None:
         shutil.copyfile(path, place / path.name)
 
 
-def write_sidecar(place: Path, patch: Patch, report: RepairReport) -> RepairReport:
-    """Write one task's repair beside its body: `repair-<task>.safetensors` for `Patch.load`, and its report."""
+def write_sidecar(
+    place: Path, patch: Patch, report: RepairReport, head: Mapping[str, Tensor] | None = None
+) -> RepairReport:
+    """Write one task's repair beside its body: `repair-<task>.safetensors` for `Patch.load`, and its report.
+
+    head: a classifier's own head for this task, as `head_of` gives it; it goes into the same file.
+    """
     name = re.sub(r"[/\\]+", "-", patch.task)  # it may be all of a source
-    patch.save(place / f"repair-{name}.safetensors")
+    patch.save(place / f"repair-{name}.safetensors", head)
     (place / f"repair-{name}.json").write_text(report.to_json(), encoding="utf-8")
     return report
 

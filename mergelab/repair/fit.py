@@ -82,7 +82,7 @@ def fit(
             walked(model, joined(batches), fitting)
     except torch.OutOfMemoryError:
         fitting.done.clear()
-        batches = [part for batch in batches for part in _cut(batch)]
+        batches = [part for batch in batches for part in cut(batch, 4)]
     if not fitting.done:
         walked_in_parts(model, batches, fitting)
     missed = [site.name for site in sites if site.name not in fitting.done]
@@ -120,10 +120,10 @@ def samples_in(batch: Batch) -> int:
     return len(next(iter(batch.values()))) if batch else 0
 
 
-def _cut(batch: Batch) -> list[Batch]:
-    """A batch as several of at most four samples."""
-    starts = range(0, samples_in(batch), 4)
-    return [{key: tensor[start : start + 4] for key, tensor in batch.items()} for start in starts]
+def cut(batch: Batch, size: int) -> list[Batch]:
+    """A batch as several of at most so many samples."""
+    starts = range(0, samples_in(batch), size)
+    return [{key: tensor[start : start + size] for key, tensor in batch.items()} for start in starts]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
@@ -131,7 +131,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     whole = [_with_masks(batch) for batch in batches]
-    return {key: _stacked([batch[key] for batch in whole]) for key in whole[0]}
+    for batch in whole[1:]:
+        if batch.keys() != whole[0].keys():
+            found = f"{', '.join(whole[0])} in one, and {', '.join(batch)} in another"
+            raise MergeError(f"The calibration data must hold the same inputs for all tasks; there are {found}.")
+    return {key: _stacked(key, [batch[key] for batch in whole]) for key in whole[0]}
 
 
 def _with_masks(batch: Batch) -> dict[str, Tensor]:
@@ -144,8 +148,11 @@ def _with_masks(batch: Batch) -> dict[str, Tensor]:
     return ones | dict(batch)
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+def _stacked(key: str, tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].dim() != 2:
+        if len(shapes := {tuple(tensor.shape[1:]) for tensor in tensors}) > 1:
+            found = " and ".join(str(list(shape)) for shape in sorted(shapes))
+            raise MergeError(f"The calibration data must be of one shape for all tasks; {key} is {found} per sample.")
         return torch.cat(list(tensors))
     longest = max(tensor.shape[1] for tensor in tensors)
     return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mergelab.errors import MergeError
+from mergelab.model import answered
 from mergelab.repair.patch import Corrected, Patch, applied
 from mergelab.repair.sites import kind_of
 from mergelab.repair.statistics import Batch, run
@@ -70,10 +71,7 @@ def fold(model: nn.Module, patch: Patch, batch: Batch) -> Folded:
 
 
 def _output(model: nn.Module, batch: Batch) -> Tensor:
-    found = run(model, batch)
-    if not isinstance(found, Tensor):
-        found = found.logits if getattr(found, "logits", None) is not None else found[0]
-    return found.float()
+    return answered(run(model, batch)).float()
 
 
 def _flow(model: nn.Module, batch: Batch) -> _Flow:
@@ -105,7 +103,7 @@ def _flow(model: nn.Module, batch: Batch) -> _Flow:
 def _folded_in(model: nn.Module, one: Corrected, flow: _Flow) -> bool:
     """Fold one site into the model's weights; False, and nothing done, if they have no place for it."""
     module = model.get_submodule(one.site.module)
-    place, kind = next(module.parameters()).device, kind_of(module)
+    place, kind = next(module.parameters(), next(model.parameters())).device, kind_of(module)
     scale, shift = one.scale.double().to(place), one.shift.double().to(place)
     if one.site.side == "in":
         return kind in ("linear", "conv1d") and _fold_input(module, scale, shift)
@@ -118,7 +116,7 @@ def _folded_in(model: nn.Module, one: Corrected, flow: _Flow) -> bool:
 
 def _fold_output(module: nn.Module, scale: Tensor, shift: Tensor) -> bool:
     """y -> s·y + t: the rows of the weight times s (Conv1D: its columns), the bias s·b + t."""
-    if module.bias is None and shift.any():
+    if module.weight is None or (module.bias is None and shift.any()):
         return False
     columns = kind_of(module) == "conv1d"
     rows = scale if columns else scale.reshape(-1, *[1] * (module.weight.dim() - 1))

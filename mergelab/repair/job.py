@@ -21,13 +21,15 @@ from mergelab.planning.plan import plan
 from mergelab.recipes.recipe import Expert, Recipe
 from mergelab.repair import Patch, Site, Statistics, mean_goals, repair, statistics
 from mergelab.repair import sites as sites_of
-from mergelab.repair.calibration import check_vocabulary
+from mergelab.repair.calibration import AT_ONCE, check_vocabulary
 from mergelab.repair.control import check_coordinates
 from mergelab.repair.experiment import Score, controlled, samples_each, scored, subject, with_experts
 from mergelab.repair.export import takes_shifts, weights_sha256, write_body, write_folded, write_sidecar
-from mergelab.repair.head import has_head, with_head
+from mergelab.repair.fit import cut
+from mergelab.repair.head import has_head, head_of, wearing, with_head
 from mergelab.repair.order import AUTO, TENSORS, Order, Wanted, check_order, mean_weights, read_data
 from mergelab.repair.outcome import BASE, WITHOUT
+from mergelab.repair.patch import saved_head
 from mergelab.repair.statistics import Batch, tried
 from mergelab.report import RepairReport
 from mergelab.tasks import own_score
@@ -69,7 +71,8 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
                 scores |= controlled(name, headed(model), task.score, task.goals, task.batches, where, order.how)
             report = replace(report, scores=scores)
             if order.sidecar:
-                reports.append(write_sidecar(place, patch, report))
+                head = None if body is merged.model else head_of(body)
+                reports.append(write_sidecar(place, patch, report, head))
             else:
                 done = replace(merged, model=body)
                 reports.append(write_folded(place / task.name, done, order.merged, patch, task.batches[0], report))
@@ -85,11 +88,16 @@ def _mode(order: Order, model: nn.Module) -> str:
 
 
 def worn(folder: Path, task: str) -> tuple[Running, Patch]:
-    """The body in a folder written with sidecars, and one task's patch, to be worn by `applied(body.model, patch)`."""
+    """The body in a folder written with sidecars, and one task's patch, to be worn by `applied(body.model, patch)`.
+
+    A classifier has the task's own head.
+    """
     known = {path.stem.removeprefix("repair-"): path for path in folder.glob("repair-*.safetensors")}
     if task not in known:
         raise MergeError(f"'{folder.name}' holds no repair for '{task}'. {did_you_mean(task, known)}".rstrip())
-    return running(folder), Patch.load(known[task], weights_sha256(folder))
+    body, head = running(folder), saved_head(known[task])
+    body = replace(body, model=wearing(body.model, head)) if head else body
+    return body, Patch.load(known[task], weights_sha256(folder))
 
 
 def repair_table(reports: Sequence[RepairReport]) -> list[list[str]]:
@@ -139,7 +147,8 @@ def _data(wanted: Wanted, expert: Running, most: int) -> tuple[Score | None, lis
     """How to score a task, if that is known, and what to calibrate on."""
     given = read_data(wanted.data) if wanted.data is not None else ()
     if wanted.data is not None and wanted.data.endswith(TENSORS):
-        batches = [{key: tensor[:most] for key, tensor in batch.items()} for batch in given]
+        (whole,) = given
+        batches = cut({key: tensor[:most] for key, tensor in whole.items()}, AT_ONCE)
         tried(expert.model, batches[0])
         return own_score(wanted.expert, expert.tokenizer), batches
     found = subject(wanted.name, wanted.expert, expert, most, given)
@@ -176,8 +185,8 @@ def _whole(source: str, order: Order, scratch: Path) -> Path:
     base = order.recipe.base if order.recipe else source.partition("+")[0]
     if alone and order.recipe is None:
         raise MergeError(f"'{source}' is an adapter, and its base is not known. Write BASE+ADAPTER, or name a recipe.")
-    align = order.recipe.align if order.recipe else "none"
-    return _made(Recipe(base, (Expert(source),), "linear", align=align), scratch)
+    like = {"align": order.recipe.align, "seed": order.recipe.seed} if order.recipe else {}
+    return _made(Recipe(base, (Expert(source),), "linear", **like), scratch)
 
 
 def _made(recipe: Recipe, scratch: Path) -> Path:

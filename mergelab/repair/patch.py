@@ -17,6 +17,7 @@ from mergelab.repair.sites import sites as sites_of
 from mergelab.repair.statistics import visited
 
 FORMAT = 1
+HEAD = "head:"  # before the names of a head's tensors
 _COUNTS = ("dead", "clamped", "skipped")
 
 
@@ -70,9 +71,12 @@ class Patch:
         """The same patch at some of its sites."""
         return replace(self, sites={name: one for name, one in self.sites.items() if name in names})
 
-    def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file: `<site>.scale` and `<site>.shift`, and all else as metadata."""
-        tensors = {}
+    def save(self, path: str | Path, head: Mapping[str, Tensor] | None = None) -> None:
+        """Write it as one safetensors file: `<site>.scale` and `<site>.shift`, and all else as metadata.
+
+        head: a classifier's own head for the task, as `head_of` gives it; `saved_head` reads it.
+        """
+        tensors = {f"{HEAD}{name}": tensor.contiguous() for name, tensor in (head or {}).items()}
         for name, one in self.sites.items():
             tensors |= {f"{name}.scale": one.scale.contiguous(), f"{name}.shift": one.shift.contiguous()}
         about = {key: getattr(self, key) for key in ("task", "mode", "target", "samples", "tokens", "clamp", "merged")}
@@ -92,6 +96,12 @@ class Patch:
             )
         about["notes"] = tuple(about["notes"])
         return cls(sites=dict(_corrected(facts, tensors) for facts in order), **about)
+
+
+def saved_head(path: str | Path) -> dict[str, Tensor]:
+    """The head that `save` wrote beside a patch; empty if there is none."""
+    tensors = _read(Path(path))[1]
+    return {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
 
 
 def _facts(one: Corrected) -> dict[str, Any]:

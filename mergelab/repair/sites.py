@@ -25,7 +25,8 @@ _MLP_END = re.compile(r"(^|\.)(down_proj|mlp\.c_proj|wo|fc2|mlp\.dense_4h_to_h|(
 _MLP_START = re.compile(r"(^|\.)(gate_proj|up_proj|gate_up_proj|c_fc|wi(_\d)?|fc1|dense_h_to_4h|intermediate\.dense)$")
 _MIDDLE_NORM = re.compile(r"(^|\.)(post_attention_layernorm|layernorm_after|ln_2|layer_norm2|layer\.1\.layer_norm)$")
 _EMBEDDINGS = re.compile(r"(^|\.)(embeddings|embed_tokens|wte|embedder)$")
-_HEADS = re.compile(r"^(lm_head|embed_out|classifier|score|qa_outputs|cls|head|fc|pre_classifier)(\.|$)")
+CLASSIFIERS = ("classifier", "pre_classifier", "score", "qa_outputs", "head", "fc")  # what labels are read off by
+_HEADS = re.compile(rf"^(lm_head|embed_out|cls|{'|'.join(CLASSIFIERS)})(\.|$)")
 _INNER_NORM = re.compile(r"(^|\.)([qk]_norm|[qk]_layernorm)$")  # before the rotation: no shift can be folded
 
 
@@ -94,7 +95,7 @@ def blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 def _site(name: str, module: nn.Module, side: str = "out") -> Site:
     kind = kind_of(module)
-    images = kind in ("conv2d", "batchnorm")
+    images = kind in ("conv2d", "batchnorm") or getattr(module, "data_format", "") == "channels_first"
     end = bool(_ATTENTION_END.search(name) or _MLP_END.search(name))
     return Site(name, side, kind, 1 if images else -1, kind in ("block", "embedding") or end)
 
@@ -110,7 +111,7 @@ def _named(model: nn.Module, name: str) -> Site:
     return _site(path, modules[path], side or "out")
 
 
-def _inner(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def before_head(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules before the head."""
     heads = {id(head) for head in (_output_embeddings(model),) if head is not None}
     return [(n, m) for n, m in model.named_modules() if n and not _HEADS.search(n) and id(m) not in heads]
@@ -122,7 +123,7 @@ def _output_embeddings(model: nn.Module) -> nn.Module | None:
 
 def _foldable(model: nn.Module) -> list[Site]:
     found = []
-    for name, module in _inner(model):
+    for name, module in before_head(model):
         if (_ATTENTION_END.search(name) or _MLP_END.search(name)) and kind_of(module) in ("linear", "conv1d"):
             found.append(_site(name, module, "in"))
         if _has_place_for_both(name, module):
@@ -143,23 +144,23 @@ def _has_place_for_both(name: str, module: nn.Module) -> bool:
 
 
 def _branches(model: nn.Module) -> list[Site]:
-    found = [_site(n, m) for n, m in _inner(model) if _ATTENTION_END.search(n) or _MLP_END.search(n)]
+    found = [_site(n, m) for n, m in before_head(model) if _ATTENTION_END.search(n) or _MLP_END.search(n)]
     return found or _convolutional(model)
 
 
 def _norms(model: nn.Module) -> list[Site]:
-    return [_site(n, m) for n, m in _inner(model) if kind_of(m) in ("norm", "batchnorm")]
+    return [_site(n, m) for n, m in before_head(model) if kind_of(m) in ("norm", "batchnorm")]
 
 
 def _convolutional(model: nn.Module) -> list[Site]:
-    return [_site(name, module) for name, module in _inner(model) if kind_of(module) == "batchnorm"]
+    return [_site(name, module) for name, module in before_head(model) if kind_of(module) == "batchnorm"]
 
 
 def _official(model: nn.Module) -> list[Site]:
     if found := _convolutional(model):
         return found
     layers = {id(layer) for one in blocks(model).values() for layer in one}
-    for name, module in _inner(model):
+    for name, module in before_head(model):
         if _ATTENTION_END.search(name):
             found.append(_site(name, module, "in"))
         elif id(module) in layers or any(r.search(name) for r in (_MLP_START, _MIDDLE_NORM, _EMBEDDINGS)):

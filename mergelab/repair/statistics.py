@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mergelab.errors import MergeError
 from mergelab.maths.moments import Moments, moments, nothing, rows_of
 from mergelab.merging.memory import is_lack_of_memory
+from mergelab.model import sees_encoder
 from mergelab.repair.sites import Site
 
 Batch = Mapping[str, Tensor]  # what the model's forward takes: input_ids and attention_mask, or pixel_values, …
@@ -93,11 +94,12 @@ def tried(model: nn.Module, batch: Batch) -> None:
 
 
 def check_batch(model: nn.Module, batch: Batch) -> None:
-    """MergeError if token ids are none of the model's vocabulary, or images have another shape than it takes."""
+    """MergeError if token ids are none of the vocabulary, or if masks or images do not have the shape they need."""
     config = getattr(model, "config", None)
     for name in ("input_ids", "decoder_input_ids"):
         if name in batch:
             _check_ids(batch[name], name, getattr(config, "vocab_size", None))
+            _check_mask(batch, name, name.replace("input_ids", "attention_mask"))
     images, depth = batch.get("pixel_values"), getattr(config, "num_channels", None)
     if images is None:
         return
@@ -107,6 +109,15 @@ def check_batch(model: nn.Module, batch: Batch) -> None:
         wanted = [depth or "channels", size or "height", size or "width"]
         raise MergeError(
             f"The images are {list(images.shape)}, but the model takes [image, {', '.join(map(str, wanted))}]."
+        )
+
+
+def _check_mask(batch: Batch, ids: str, mask: str) -> None:
+    """MergeError for a mask that says of other positions whether they count."""
+    if mask in batch and batch[mask].shape != batch[ids].shape:
+        raise MergeError(
+            f"The calibration data holds {mask} as {list(batch[mask].shape)} and {ids} as {list(batch[ids].shape)}, "
+            "but there is one entry per token: 1 where it counts, 0 where it is padding."
         )
 
 
@@ -159,6 +170,11 @@ def _values(site: Site, found: Any) -> Tensor:
     """What passes a site, if it is something that can be scaled and shifted; else MergeError."""
     if not isinstance(found, Tensor) or not found.is_floating_point() or not found.dim():
         raise MergeError(f"What passes '{site.name}' is no tensor of activations. Name the output of a module inside.")
+    if site.kind == "block" and found.dim() == 4:
+        raise MergeError(
+            f"What passes '{site.name}' is {list(found.shape)}, and which of these axes are its channels is not known. "
+            "Name the convolutions and norms inside it."
+        )
     return found
 
 
@@ -181,7 +197,7 @@ class _Masks:
 
     def at(self, site: Site, values: Tensor) -> Tensor | None:
         """The mask (batch, position) of an activation, or None if every row of it counts."""
-        mask = self.decoder if self.two and not _sees_encoder(site.module) else self.own
+        mask = self.decoder if self.two and not sees_encoder(site.module) else self.own
         if mask is None or site.dim == 1 or values.dim() < 2:
             return None
         if self.drop_first and site.stream:
@@ -199,10 +215,3 @@ def _mask(given: Tensor | None, ids: Tensor | None) -> Tensor | None:
 
 def _is_causal(model: nn.Module) -> bool:
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-
-
-def _sees_encoder(module: str) -> bool:
-    """Whether a module of an encoder-decoder works on the encoder's positions: all of it, or keys and values across."""
-    parts = module.split(".")
-    across = any(part in ("EncDecAttention", "encoder_attn") for part in parts)
-    return parts[-1] in ("k", "v", "k_proj", "v_proj") if across else "encoder" in parts

@@ -6,7 +6,7 @@ rounding of the number format that they were written in.
 
 import re
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.maths.spectral import factors
+from mergelab.maths.inner import inner_products, norm
+from mergelab.maths.spectral import factors, no_vectors
 from mergelab.step import Step
 
 
@@ -50,6 +51,16 @@ class Comparison:
         ]
         return ["tensor", "shape", "relative distance", "cosine", "size of A", "size of B"], rows
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Comparison":
+        """What `to_dict` wrote."""
+        spectra = {name: tuple(map(tuple, pair)) for name, pair in data["spectra"].items()}
+        return cls(tuple(map(_from_dict, data["layers"])), _from_dict(data["whole"]), spectra)
+
 
 def compared(
     base: Checkpoint, one: Checkpoint, other: Checkpoint, names: Sequence[str], decomposed: Collection[str] = ()
@@ -61,16 +72,21 @@ def compared(
     for name in names:
         if any(name not in model for model in (base, one, other)):
             raise MergeError(f"One of the two has no tensor '{name}'. Only merges of one base can be compared.")
-    layers, spectra, sums = [], {}, torch.zeros(3, dtype=torch.float64)  # ‖Δ_A‖², ‖Δ_B‖², Δ_A·Δ_B
+    layers, spectra, sums = [], {}, torch.zeros(4, dtype=torch.float64)  # ‖Δ_A‖², ‖Δ_B‖², Δ_A·Δ_B, ‖Δ_A - Δ_B‖²
     for done, name in enumerate(names, start=1):
         mine, theirs = _change(base, one, name), _change(base, other, name)
-        products = torch.stack([_dot(mine, mine), _dot(theirs, theirs), _dot(mine, theirs)])
+        (one_square, both), (_, other_square) = inner_products([mine, theirs]).tolist()
+        products = torch.tensor([one_square, other_square, both, norm(mine - theirs) ** 2], dtype=torch.float64)
         sums += products
         layers.append(_difference(name, tuple(mine.shape), products))
         if name in decomposed:
-            spectra[name] = tuple(tuple(factors(delta).values.tolist()) for delta in (mine, theirs))
+            spectra[name] = tuple(tuple(factors(delta, no_vectors).values.tolist()) for delta in (mine, theirs))
         yield Step(done, len(names), name)
     return Comparison(tuple(layers), _difference("all tensors", (), sums), spectra)
+
+
+def _from_dict(data: Mapping[str, Any]) -> Difference:
+    return Difference(**{**data, "shape": tuple(data["shape"]), "sizes": tuple(data["sizes"])})
 
 
 def _change(base: Checkpoint, merged: Checkpoint, name: str) -> Tensor:
@@ -81,15 +97,11 @@ def _change(base: Checkpoint, merged: Checkpoint, name: str) -> Tensor:
     return own.float() - start.float()
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    return one.flatten().double() @ other.flatten().double()
-
-
 def _difference(name: str, shape: tuple[int, ...], products: Tensor) -> Difference:
-    """From ‖Δ_A‖², ‖Δ_B‖² and Δ_A·Δ_B; two changes of nothing are equal."""
-    mine, theirs, both = products.tolist()
+    """From ‖Δ_A‖², ‖Δ_B‖², Δ_A·Δ_B and ‖Δ_A - Δ_B‖²; two changes of nothing are equal."""
+    mine, theirs, both, between = products.tolist()
     sizes = mine**0.5, theirs**0.5
-    apart, mean = max(mine + theirs - 2 * both, 0.0) ** 0.5, sum(sizes) / 2
+    apart, mean = between**0.5, sum(sizes) / 2
     scale = sizes[0] * sizes[1]
     cosine = both / scale if scale else float(mine == theirs)
     return Difference(name, shape, apart / mean if mean else 0.0, max(-1.0, min(1.0, cosine)), sizes)

@@ -1,21 +1,30 @@
 """One model that stays in memory while its weights are replaced in place: nothing is written or loaded again."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.model import Running, running
+from mergelab.model import Running, running, tokenizer_of
+from mergelab.planning.plan import Plan
 
 
 class Resident:
-    """A model loaded for itself alone, whose tensors are known by their names on disk."""
+    """The base of a plan, loaded for itself alone, with the tokenizer that a merge would have.
 
-    def __init__(self, folder: Path, names: Iterable[str]):
-        self.run: Running = running(folder)
-        self.places = places_of(self.run.model, names)
+    Its tensors are known by their names on disk.
+    """
+
+    def __init__(self, work: Plan):
+        run = running(work.base.folder)
+        if work.tokenizer is not None:
+            run = replace(run, tokenizer=tokenizer_of(work.tokenizer))
+        if work.template is not None and run.tokenizer is not None:
+            run.tokenizer.chat_template = work.template
+        self.run: Running = run
+        self.places = places_of(run.model, work.names)
 
     @torch.no_grad()
     def put(self, name: str, tensor: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mergelab.errors import MergeError
-from mergelab.maths.interval import Z, wilson
+from mergelab.maths.interval import student, wilson
 from mergelab.model import Running, all_first_choice, laid_out, logits_before
 from mergelab.scores.questions import Questions
 
@@ -139,6 +139,8 @@ def _encoded(run: Running, questions: Questions) -> list[Encoded]:
     for number, (prompt, answer) in enumerate(questions.pairs, start=1):
         before, after = _pair(run.tokenizer, prompt, answer)
         after = after + end
+        if questions.measure != "exact match" and not after:
+            raise MergeError(f"Text {number} of '{questions.task}' is one token, and nothing is predicted of it.")
         if room and len(before) + len(after) > room:
             size = f"has {len(before) + len(after)} tokens; this model has room for {room}"
             raise MergeError(f"Prompt {number} of '{questions.task}' {size}. Shorten it.")
@@ -186,7 +188,7 @@ def _outcomes(model: Any, batch: Sequence[Encoded], questions: Questions) -> lis
     wanted, counted = ids[:, 1:].to(logits.device), answer[:, 1:]
     nats = -logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0].cpu().double()
     sums = torch.where(counted, nats, 0).sum(1)  # (question,)
-    return [(nats, max(size, 1)) for nats, size in zip(sums.tolist(), counted.sum(1).tolist())]
+    return list(zip(sums.tolist(), counted.sum(1).tolist()))
 
 
 def _ratio(amounts: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:
@@ -195,7 +197,7 @@ def _ratio(amounts: Sequence[float], sizes: Sequence[int]) -> tuple[float, float
     if count < 2:
         return share, 0.0
     spread = sum((a - share * s) ** 2 for a, s in zip(amounts, sizes))
-    return share, Z * math.sqrt(spread * count / (count - 1)) / sum(sizes)
+    return share, student(count - 1) * math.sqrt(spread * count / (count - 1)) / sum(sizes)
 
 
 def _exp(nats: float) -> float:

@@ -25,7 +25,7 @@ from mergelab.merging.memory import installed
 from mergelab.merging.merge import merged_layer
 from mergelab.merging.store import Lookups, shared_store
 from mergelab.merging.walk import costs, walked, workers_fitting
-from mergelab.method import METHODS, Layer
+from mergelab.method import METHODS, Layer, Remembered
 from mergelab.model import Running
 from mergelab.planning.plan import Plan, complete, plan
 from mergelab.recipes.recipe import Expert, Recipe
@@ -59,7 +59,7 @@ def sweep(
     averages, notes = _averages(work, plans if knob == EXPERTS else {math.nan: work})
     report = SweepReport(knob, work.method.title, (), (), (*work.notes, *held, *notes))
     total = len(plans) + len(averages)
-    resident = Resident(work.base.folder, work.names) if scorer else None
+    resident = Resident(work) if scorer else None
     layers = _Layers(device)
     for value, spot, plain in _order(plans, averages):
         name = "the average" if plain else f"{knob} {value:g}"
@@ -145,7 +145,7 @@ def _point(
         layers.keep(layer)
         return name
 
-    workers, _ = workers_fitting(work, layers.device, None)
+    workers, _ = workers_fitting(work, layers.device, None, lambda name: True)
     for name in walked(costs(work), done, workers):
         yield replace(step, name=f"{step.name} · {name}")
     check_unchanged(stamps(work))
@@ -175,6 +175,7 @@ class _Layers:
         self.device, self.most, self.held, self.lock = device, _room(), 0, threading.Lock()
         self.experts: tuple[Expert, ...] = ()
         self.kept: dict[str, Layer] = {}
+        self.weights: dict[str, int] = {}  # bytes of those that are kept
         self.sizes: dict[str, float] = {}
         self.lookups = Lookups(shared_store())  # known from another merge, or another number
 
@@ -182,7 +183,7 @@ class _Layers:
         """The layer, as it was kept or read anew."""
         with self.lock:
             if work.recipe.experts != self.experts:
-                self.experts, self.kept, self.held = work.recipe.experts, {}, 0
+                self.experts, self.kept, self.weights, self.held = work.recipe.experts, {}, {}, 0
             if name in self.kept:
                 return self.kept[name]
         origins = work.origins(name)
@@ -190,13 +191,14 @@ class _Layers:
 
     def keep(self, layer: Layer) -> None:
         """Hold on to a layer and to all that was computed of it, if there is room."""
-        if layer.name in self.kept:
-            return
         size = _bytes(layer)
         with self.lock:
-            if self.held + size <= self.most:
-                self.held += size
-                self.kept[layer.name] = layer
+            before = self.weights.get(layer.name, 0)  # it grows from point to point
+            if self.held - before + size <= self.most:
+                self.held += size - before
+                self.kept[layer.name], self.weights[layer.name] = layer, size
+            elif self.kept.pop(layer.name, None):
+                self.held -= self.weights.pop(layer.name)
 
     def size(self, layer: Layer) -> float:
         """The norm of the base's tensor, found once."""
@@ -219,7 +221,7 @@ def _bytes(layer: Layer) -> int:
 def _tensors(held: Any) -> Iterator[Tensor]:
     if isinstance(held, Tensor):
         yield held
-    elif isinstance(held, (LowRank, Factors)):
+    elif isinstance(held, (LowRank, Factors, Remembered)):
         yield from _tensors(list(vars(held).values()))
     elif isinstance(held, (list, tuple, dict)):
         for one in held.values() if isinstance(held, dict) else held:
@@ -252,4 +254,5 @@ class _Tally:
         base, (change, average) = squares**0.5, products.diagonal().sqrt().tolist()
         both, dot = change * average, float(products[0, 1])
         found = {name: sum(some) / len(some) for name, some in numbers.items()}
-        return found | {"merged change": change / (base or 1.0), "cosine to the average": dot / both if both else 0.0}
+        cosine = max(-1.0, min(1.0, dot / both)) if both else 0.0
+        return found | {"merged change": change / (base or 1.0), "cosine to the average": cosine}

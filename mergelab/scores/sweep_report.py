@@ -108,6 +108,8 @@ def shown(mean: Mean, point: Point) -> str:
     """A mean with its interval, as a person reads it."""
     if point.scores[0].measure == "exact match":
         return f"{mean.value:.1%} (95 %: {mean.low:.1%} to {mean.high:.1%})"
+    if any(len(score.amounts) < 2 for score in point.scores):
+        return f"perplexity {mean.value:.3g} (of one text: how sure that is cannot be said)"
     return f"perplexity {mean.value:.3g} (95 %: {mean.low:.3g} to {mean.high:.3g})"
 
 
@@ -116,9 +118,11 @@ def _against_average(report: SweepReport, best: int) -> list[str]:
     if plain is None or not plain.scores:
         return []
     more, fewer, luck = wins(point.scores, plain.scores)
+    tried = len(report.points)
+    many = f", {tried} times that of one, as it is the best of {tried}" if tried > 1 else ""
     return [
         f"The average: {shown(plain.mean, plain)}. Prompt by prompt, the best point wins {more} and loses {fewer} "
-        f"against it (sign test: p = {luck:.2g})."
+        f"against it (sign test: p = {min(1.0, tried * luck):.2g}{many})."
     ]
 
 

@@ -43,7 +43,7 @@ def _shares(board: Board) -> str:
     if not known:
         return "No normalised average: some task is not scored by all, or its expert has nothing right."
     masters = [plain(f"{task} by {board.master(task)}") for task in board.tasks if board.master(task) != task]
-    by = f" Measured are {', '.join(masters)}." if masters else ""
+    by = f" The expert of each task: {', '.join(masters)}." if masters else ""
     return f"Normalised average, 100 % being what each task's own expert reaches: {', '.join(known)}.{by}"
 
 
