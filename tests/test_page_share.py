@@ -244,7 +244,7 @@ def test_a_figure_is_drawn_the_same_after_the_address_has_changed(page):  # noqa
 
 def test_a_form_that_changes_to_what_it_is_asks_nothing(browser):  # noqa: F811
     blank = browser.new_page()
-    blank.set_content("<button id=settled></button><button id=picked></button>")
+    blank.set_content("<button id=settled></button><button id=quick></button><button id=picked></button>")
     blank.evaluate("() => { mergelab = {}; clicks = []; onclick = event => clicks.push(event.target.id) }")
     blank.add_script_tag(path=ADDRESS_JS)
     said = [[["a", "b"], 1], [["a", "b"], 1], [["a", "b"], 2], [["a"], 2], [["a"], 2]]
@@ -259,4 +259,4 @@ def test_a_form_that_changes_to_what_it_is_asks_nothing(browser):  # noqa: F811
         said,
     )
     blank.close()
-    assert clicks == ["settled", "picked", "settled", "settled", "picked"]
+    assert clicks == ["settled", "quick", "picked", "settled", "quick", "settled", "quick", "picked"]

@@ -77,7 +77,7 @@ def draw_link(lab: Lab, form: Form, tabs: gr.Tabs, spectra: Spectra, others: Map
     page = gr.context.Context.root_block
     outputs = [*form.outputs, *spectra.outputs, tabs, *others.values()]
     asked = gr.Textbox(visible="hidden")
-    loaded = page.load(restored, asked, outputs, js="() => location.search", **AT_ONCE)
+    page.load(restored, asked, outputs, js="() => location.search", **AT_ONCE)
     begun = form.example.input(started, form.example, outputs, trigger_mode="always_last", **AT_ONCE)
     form.verb.governs([begun])
     both = [words, form.example]
