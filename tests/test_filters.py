@@ -9,7 +9,7 @@ from making import finished, recipe_of
 from mergelab import Expert, MergeError, Recipe, inspect, plan
 from mergelab.lab.lab import START, Lab
 from mergelab.page.filters import apart, line, parsed, parts_of, with_overrides
-from mergelab.page.form import _rest, _weights, draw_form
+from mergelab.page.form import _own, _rest, _weights, draw_form
 from mergelab.plots.spectra import fact_heatmap, own_etas, spectra
 
 MODULE = "model.layers.3.mlp.down_proj.weight"
@@ -50,7 +50,7 @@ def test_what_no_widget_shows_is_carried_along():
         "b", (Expert("x", 1.0, {"density": 0.5}),), "ties", out_dtype="float16", vocabulary="common", layers=4
     )
     rest = _rest(recipe)
-    assert rest["own"] == {"x": {"density": 0.5}}
+    assert rest["own"] == [("x", {"density": 0.5})]
     fields = rest["fields"]
     assert (fields["out_dtype"], fields["vocabulary"], fields["layers"]) == ("float16", "common", 4)
     assert not {"base", "experts", "method", "settings", "dtype"} & fields.keys()
@@ -111,3 +111,9 @@ def test_what_an_expert_has_of_its_own_survives_the_form_and_stands_in_the_merge
     assert (again.experts, again.out_dtype, again.settings["density"]) == (recipe.experts, "bfloat16", 0.7)
     run = finished(lab.merge(again))
     assert Recipe.read(run.folder / "recipe.yaml").experts == recipe.experts
+
+
+def test_a_model_that_stands_twice_keeps_what_each_has_of_its_own():
+    known = [("x", {"density": 0.5}), ("y", {}), ("x", {"density": 0.9})]
+    assert _own(["x", "x", "z"], known) == [{"density": 0.5}, {"density": 0.9}, {}]
+    assert _own(["y"], known) == [{}]

@@ -103,7 +103,7 @@ def test_what_is_not_begun_is_dropped_when_a_job_is_stopped_or_fails(end):
         gate.wait(10)
 
     job = walk.walked({str(n): -n for n in range(1, 50)}, work, 2)
-    threading.Timer(0.2, gate.set).start()
+    threading.Timer(1.0, gate.set).start()
     if end == "close":
         assert next(job) == "1"
         job.close()

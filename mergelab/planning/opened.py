@@ -31,9 +31,11 @@ class OpenedExpert:
 
     def changed_as(self, name: str) -> str | None:
         """What the adapter calls one of the base's tensors; None if it does not change it."""
+        if self.adapter is None:
+            return None
         view = self.checkpoint.expert if isinstance(self.checkpoint, InCoordinates) else self.checkpoint
         called = view.fit.renamed.get(name, name) if isinstance(view, Fitted) else name
-        return called if self.adapter is not None and called in self.adapter else None
+        return called if called in self.adapter else None
 
     def needs_all_rows(self, name: str) -> bool:
         """Whether some rows of the tensor cannot be had without all of them."""
