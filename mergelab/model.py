@@ -6,7 +6,7 @@ The only room that knows transformers. Weights come from the folder's safetensor
 import copy
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -68,8 +68,7 @@ def _check_size(kind: Any, config: dict, folder: Path) -> None:
     layers = count_in(config, "num_hidden_layers", "n_layer", "num_layers") or 0
     if layers <= len(entries):
         try:
-            with torch.device("meta"):
-                wanted = sum(p.numel() for p in kind(kind.config_class.from_dict(copy.deepcopy(config))).parameters())
+            wanted = sum(parameter.numel() for parameter in _without_memory(kind, config).parameters())
         except Exception:  # said by those who load it
             return
     if layers > len(entries) or wanted > 2 * held:
@@ -192,15 +191,23 @@ def in_memory(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]
     kind = getattr(transformers, next(iter(names_in(config, "architectures")), ""), None)
     names = list(names)
     try:
-        with torch.device("meta"):
-            model = kind(kind.config_class.from_dict(copy.deepcopy(dict(config))))
+        model = _without_memory(kind, config)
     except Exception:  # no class of theirs, or no configuration of it: said by those who run it
         return {name: name for name in names}
-    held, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
-    return {
-        name: next((way for way in (name, prefix + name, name.removeprefix(prefix)) if way in held), name)
-        for name in names
-    }
+    held = model.state_dict()
+    return {name: loaded_as(name, model, held) or name for name in names}
+
+
+def loaded_as(name: str, model: Any, held: Container[str]) -> str | None:
+    """What a model calls a tensor of its files, with or without its class's prefix; None if it holds none such."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return next((way for way in (name, prefix + name, name.removeprefix(prefix)) if way in held), None)
+
+
+def _without_memory(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A model of a class, whose tensors have shapes alone."""
+    with torch.device("meta"):
+        return kind(kind.config_class.from_dict(copy.deepcopy(dict(config))))
 
 
 def outputs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -162,7 +162,7 @@ def test_a_repair_of_aligned_experts_starts_from_the_aligned_expert(tmp_path):
     found = RepairLab(lab).patch(run, "numbers/scratch-french")
     body = running(run.folder)
     where = sites(body.model)
-    aligned = running(lab.model_folder("numbers/scratch-french", recipe.base, recipe))
+    aligned = running(lab.model_folder("numbers/scratch-french", recipe.base, recipe.align))
     batches = batches_of(aligned, tasks()["french"].calibration[:32])
     wanted = fit(body.model, statistics(aligned.model, batches, where), batches, where, how=None)
     site = next(iter(found.sites))

@@ -138,9 +138,10 @@ def nearest_the_mean(experts: Mapping[str, Tensors]) -> str:
     first = next(iter(experts.values()))
     apart = dict.fromkeys(experts, 0.0)
     for name in first:
-        shapes = {expert[name].shape for expert in experts.values() if name in expert}
-        if first[name].is_floating_point() and len(shapes) == 1 and all(name in expert for expert in experts.values()):
-            stack = torch.stack([expert[name].double() for expert in experts.values()])
+        held = [expert[name] for expert in experts.values() if name in expert]
+        alike = len(held) == len(experts) and len({tensor.shape for tensor in held}) == 1
+        if held[0].is_floating_point() and alike:
+            stack = torch.stack([tensor.double() for tensor in held])
             squares = (stack - stack.mean(0)).reshape(len(stack), -1).square().sum(1)
             apart = {expert: apart[expert] + float(square) for expert, square in zip(experts, squares)}
     return min(apart, key=apart.__getitem__)

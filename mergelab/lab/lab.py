@@ -209,17 +209,17 @@ class Lab:
         with self.using(folder) as model:
             yield from answer(model, prompt, **how)
 
-    def model_folder(self, source: str, base: str, like: Recipe | None = None) -> Path:
+    def model_folder(self, source: str, base: str, align: str = "none") -> Path:
         """The folder of a source as a model of its own; an adapter is first written out in full.
 
-        like: a recipe whose experts are aligned, to have this one in the same coordinates.
+        align: as a recipe says it, to have the model in the base's coordinates.
         """
         admit_source(source, self.limits)
         folder = folder_of(source) if "+" not in source or Path(source).is_dir() else None
-        moved = {"align": like.align, "seed": like.seed} if like and like.align != "none" and source != base else {}
-        if folder is not None and not moved and (folder / "config.json").is_file() and not is_adapter(folder):
+        align = "none" if source == base else align
+        if folder is not None and align == "none" and (folder / "config.json").is_file() and not is_adapter(folder):
             return folder
-        alone = Recipe(base, (Expert(source),), "linear", **moved)
+        alone = Recipe(base, (Expert(source),), "linear", align=align)
         self.limits.check(alone)
         key = alone.hash + recipe_state(alone)
 

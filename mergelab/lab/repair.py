@@ -50,7 +50,7 @@ from mergelab.repair.experiment import (
 )  # fmt: skip
 from mergelab.repair.export import weights_sha256, write_body, write_folded, write_sidecar
 from mergelab.repair.fit import check_size
-from mergelab.repair.head import head_of
+from mergelab.repair.head import has_head, head_of
 from mergelab.repair.order import mean_weights
 from mergelab.repair.outcome import BASE, WITHOUT, Matching, Outcome, Sample, Trial
 from mergelab.repair.stories import ALIGN, STORY
@@ -226,7 +226,7 @@ class RepairLab:
 
         def made() -> Patch:
             trial = Trial(run.recipe, lines=lines)
-            expert = running(self.lab.model_folder(source, run.recipe.base, run.recipe))
+            expert = running(self.lab.model_folder(source, run.recipe.base, run.recipe.align))
             one = subject(Path(source).name, source, expert, trial.samples, lines)
             model = self.lab._running(run.folder)
             where = sites(model.model, trial.sites)
@@ -291,14 +291,14 @@ class RepairLab:
         for i, (name, patch) in enumerate(told.patches.items(), start=1):
             yield Step(i, len(told.patches), name)
             patch = replace(patch, merged=weights_sha256(told.run.folder))
-            one = Subject(name, running(told.experts[name]), told.batches[name], None)
+            body, batches = merged.model, told.batches[name]
+            if has_head(body):
+                body = body_for(body, Subject(name, running(told.experts[name]), batches, None), told.trial)
             if sidecar:
-                model = body_for(merged.model, one, told.trial)
-                write_sidecar(place, patch, reports[name], None if model is merged.model else head_of(model))
+                write_sidecar(place, patch, reports[name], None if body is merged.model else head_of(body))
                 continue
-            body = replace(merged, model=body_for(merged.model, one, told.trial))
             out = home / f"{told.run.folder.name}-{name.replace('/', '-')}"
-            write_folded(out, body, told.run.folder, patch, joined(one.batches), reports[name])
+            write_folded(out, replace(merged, model=body), told.run.folder, patch, joined(batches), reports[name])
             zipped(out)
             shutil.rmtree(out)
         if sidecar:

@@ -142,14 +142,20 @@ def _task_type(config: Mapping[str, Any]) -> str | None:
 
 def _change(name: str, base: Checkpoint, model: Checkpoint | Fitted) -> Tensor:
     """The model minus the base in float64; MergeError if one of them is not finite, or it is too large for float32."""
-    start, end = base[name].double(), model[name].double()
-    for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
-        if not finite(tensor):
-            raise broken(name, whose)
+    start, end = (tensor.double() for tensor in _both(name, base, model))
     change = end - start
     if not finite(change.float()):
         raise _too_large(name)
     return change
+
+
+def _both(name: str, base: Checkpoint, model: Checkpoint | Fitted) -> tuple[Tensor, Tensor]:
+    """A tensor of the base and of the model, widened; MergeError if one of them is not finite."""
+    start, end = widened(base[name]), widened(model[name])
+    for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
+        if not finite(tensor):
+            raise broken(name, whose)
+    return start, end
 
 
 def _too_large(name: str) -> MergeError:
@@ -177,10 +183,7 @@ def _pair(name: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 def _described(name: str, why: str, base: Checkpoint, model: Checkpoint | Fitted) -> dict[str, str]:
     """Why a tensor is left out, and how much of it that is; nothing if it has not changed."""
-    start, end = widened(base[name]), widened(model[name])
-    for tensor, whose in ((start, f"the base '{base.source}'"), (end, f"the model '{model.source}'")):
-        if not finite(tensor):
-            raise broken(name, whose)
+    start, end = _both(name, base, model)
     if not (change := end - start).any():
         return {}
     return {name: f"{why}; its change is {norm(change) / max(norm(start), 1e-30):.2g} of its size"}

@@ -1,6 +1,6 @@
 """Two merges side by side: where they differ, their spectra, their scores, and their answers to one prompt."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,14 +46,15 @@ OPENING = "What is shown is an example, made in advance. Choose two recipes: wha
 def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: gr.Tab) -> None:
     """Draw the tab; wire Compare, Ask, Stop, and what chooses a tensor."""
     visit, keys = history.visit, gr.State([])  # keys: of the two runs that are compared; none: the example
-    start, first = Recipe.read(START), start_comparison()
+    start, first, pair = Recipe.read(START), start_comparison(), start_pair()
+    example = start, by_method(start, "linear")
     worst = _furthest(first)
     with gr.Row():
         ours = gr.Dropdown([FORM, PLAIN], value=FORM, label="A", scale=2, min_width=220, elem_id="compare-a")
         other = gr.Dropdown([FORM, PLAIN], value=PLAIN, label="B", scale=2, min_width=220, elem_id="compare-b")
     verb = draw_verb("Compare", "compare", OPENING)
     fresh = draw_freshness(form, tab, "Compare", start)
-    about = gr.Markdown(f"{EXAMPLE}\n\n{_about([start, by_method(start, 'linear')])}", elem_id="compared")
+    about = gr.Markdown(f"{EXAMPLE}\n\n{_about(example)}", elem_id="compared")
     with gr.Row():
         measure = gr.Radio(
             list(plots_compare.MEASURES), value="distance", label="Show", elem_id="measure", min_width=160
@@ -65,7 +66,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
     shown = plots_compare.two_spectra(first, worst)
     lines = PlotlyPanel(shown, label="Both spectra", elem_id="both-spectra", height=340)
     gr.Markdown(LOOK_SPECTRA, elem_classes="ml-look")
-    shown = plots_scores.board_bars(start_pair())
+    shown = plots_scores.board_bars(pair)
     bars = PlotlyPanel(shown, label="Both scores", elem_id="both-scores", height=340)
     gr.Markdown(LOOK_BARS, elem_classes="ml-look")
     with gr.Accordion("All numbers", open=False):
@@ -75,7 +76,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
         )
         with gr.Row():
             download = gr.DownloadButton("The differences (CSV)", value=path, size="sm", elem_id="compare-csv")
-            path = saved_table(lab, "compared-scores", *start_pair().table())
+            path = saved_table(lab, "compared-scores", *pair.table())
             scores = gr.DownloadButton("The scores (CSV)", value=path, size="sm")
     prompt = gr.Textbox("french: 7394 =", label="Ask both", elem_id="ask-both-prompt")
     asking = draw_verb("Ask both", "ask-both")
@@ -88,7 +89,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
     @job(verb.status, "Comparing")
     def compare(data: dict) -> Iterator[Step | dict]:
         questions = asked.questions(data)  # refused now, if they are
-        runs = yield from both_runs(data)
+        runs = yield from _both(run_of(label, data) for label in (data[ours], data[other]))
         if runs[0].folder == runs[1].folder or runs[0].recipe == runs[1].recipe:
             raise MergeError("A and B are the same recipe. Choose two that differ, or change the form.")
         comparison = yield from lab.compare(*runs)
@@ -112,18 +113,6 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
             f"(0 is equal, 1.41 unrelated); cosine {whole.cosine:.3f}."
         )
         yield {verb.status: saying(said, "good")}
-
-    def both_runs(data: dict) -> Generator[Step, None, list[Run]]:
-        runs = []
-        for label in (data[ours], data[other]):
-            runs.append((yield from run_of(label, data)))
-        return runs
-
-    def example_runs() -> Generator[Step, None, list[Run]]:
-        runs = []
-        for recipe in (start, by_method(start, "linear")):
-            runs.append((yield from lab.merged(recipe)))
-        return runs
 
     def run_of(label: str | None, data: dict) -> Generator[Step, None, Run]:
         """The run that a side names: of this visit while it is kept, else made anew."""
@@ -150,7 +139,7 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
 
     @job(asking.status, "Answering")
     def ask_both(data: dict) -> Iterator[Step | dict]:
-        runs = [lab.run_named(name) for name in data[keys]] or (yield from example_runs())
+        runs = [lab.run_named(name) for name in data[keys]] or (yield from _both(map(lab.merged, example)))
         folders = [run.folder for run in runs]
         yield dict.fromkeys(answers, "")
         yield Step(0, len(folders), "loading the models")
@@ -191,13 +180,21 @@ def draw_compare_tab(lab: Lab, form: Form, history: History, asked: Asked, tab: 
     measure.input(redraw, [keys, measure], heat, **AT_ONCE)
 
 
+def _both(jobs: Iterable[Generator[Step, None, Run]]) -> Generator[Step, None, list[Run]]:
+    """One run after the other."""
+    runs = []
+    for made in jobs:
+        runs.append((yield from made))
+    return runs
+
+
 def _furthest(comparison: Comparison) -> str | None:
     """The matrix in which the two differ most, of those whose spectra there are."""
     shown = [layer for layer in comparison.layers if layer.name in comparison.spectra]
     return max(shown, key=lambda layer: layer.distance).name if shown else None
 
 
-def _about(recipes: list[Recipe]) -> str:
+def _about(recipes: Sequence[Recipe]) -> str:
     return "\n\n".join(f"**{label}**: {plain(described_recipe(recipe))}" for label, recipe in zip("AB", recipes))
 
 

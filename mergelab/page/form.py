@@ -18,7 +18,7 @@ from mergelab.page.telling import AT_ONCE, saying, told
 from mergelab.page.verbs import Verb
 from mergelab.recipes.mergekit_yaml import number
 from mergelab.recipes.recipe import DTYPES, Expert, Recipe
-from mergelab.recipes.varying import in_words, mapped, shown, well_formed
+from mergelab.recipes.varying import NO_YAML, in_words, mapped, shown, well_formed
 
 # What a method looks at, as its line in the dropdown says; those that are in no family follow, by name.
 FAMILIES = {
@@ -322,7 +322,7 @@ def _weights(text: str | None, count: int) -> list[Any]:
     try:
         weights = [well_formed(w, "A weight") for w in yaml.safe_load(f"[{text.replace(';', ',').strip().strip(',')}]")]
         weights = [mapped(weight, lambda value: number(value, "A weight")) for weight in weights]
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError, MergeError):
+    except (MergeError, *NO_YAML):
         raise MergeError(f"Weights must be numbers with commas between, not '{text}'.") from None
     if len(weights) != count:
         raise MergeError(f"There are {count} experts and {len(weights)} weights. Give one weight for each, or none.")

@@ -8,6 +8,7 @@ import yaml
 
 from mergelab.files.vocabulary import differing_rows
 from mergelab.planning.opened import OpenedExpert
+from mergelab.recipes.varying import NO_YAML
 
 # What a fine-tune may change in its configuration without being another model.
 _FREE = {"dtype", "torch_dtype", "transformers_version", "use_cache", "vocab_size", "pad_token_id", "eos_token_id"}
@@ -19,7 +20,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
     try:
         _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)
         data = yaml.safe_load(front)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError):
+    except (OSError, *NO_YAML):
         return {}
     return data if isinstance(data, dict) else {}
 

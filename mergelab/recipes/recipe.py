@@ -18,6 +18,7 @@ import yaml
 from mergelab.errors import MergeError, brief
 from mergelab.recipes import mergekit_yaml as kit
 from mergelab.recipes.mergekit_yaml import DTYPES as DTYPES  # a recipe's words, for those who offer them
+from mergelab.recipes.varying import NO_YAML
 
 # Our keys under `mergelab:`, each a field of Recipe, and what its value must be. All but base_model have a default.
 _EXTRAS: dict[str, Callable[[Any, str], Any]] = {
@@ -103,8 +104,7 @@ class Recipe:
         """The recipe in a YAML text; `where` is what errors call it."""
         try:
             data = yaml.load(text, Loader=_Once)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-            # all but the first: a date, a number or a tag of which yaml can make nothing
+        except NO_YAML as error:
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}," if mark else ""
             problem = " ".join(str(getattr(error, "problem", None) or error).split())

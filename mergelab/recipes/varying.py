@@ -13,6 +13,8 @@ import yaml
 
 from mergelab.errors import MergeError, brief, did_you_mean
 
+# What yaml raises for a text that is none, or for a date, a number or a tag of which it can make nothing.
+NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 Scalar = Union[bool, int, float, str]
 MOST = 1000  # entries of a list: a few signs of YAML can stand for a thousand million of them
 _INDEX = re.compile(r"^(?P<stack>.*?(?:^|\.))(?P<index>\d{1,9})\.")  # the first number counts a tensor's layers

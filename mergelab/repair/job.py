@@ -71,8 +71,7 @@ def repairs(order: Order, out: str | Path) -> Generator[str, None, tuple[RepairR
                 scores |= controlled(name, headed(model), task.score, task.goals, task.batches, where, order.how)
             report = replace(report, scores=scores)
             if order.sidecar:
-                head = None if body is merged.model else head_of(body)
-                reports.append(write_sidecar(place, patch, report, head))
+                reports.append(write_sidecar(place, patch, report, head_of(body)))
             else:
                 done = replace(merged, model=body)
                 reports.append(write_folded(place / task.name, done, order.merged, patch, task.batches[0], report))
@@ -185,8 +184,8 @@ def _whole(source: str, order: Order, scratch: Path) -> Path:
     base = order.recipe.base if order.recipe else source.partition("+")[0]
     if alone and order.recipe is None:
         raise MergeError(f"'{source}' is an adapter, and its base is not known. Write BASE+ADAPTER, or name a recipe.")
-    like = {"align": order.recipe.align, "seed": order.recipe.seed} if order.recipe else {}
-    return _made(Recipe(base, (Expert(source),), "linear", **like), scratch)
+    align = order.recipe.align if order.recipe else "none"
+    return _made(Recipe(base, (Expert(source),), "linear", align=align), scratch)
 
 
 def _made(recipe: Recipe, scratch: Path) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.model import Running, running, tokenizer_of
+from mergelab.model import Running, loaded_as, running, tokenizer_of
 from mergelab.planning.plan import Plan
 
 
@@ -35,11 +35,9 @@ class Resident:
 def places_of(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Name on disk -> the tensor of the model that it is loaded into; MergeError if one cannot be told."""
     held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found = {}
     for name in names:
-        ways = (name, prefix + name, name.removeprefix(prefix))
-        place = next((held[way] for way in ways if way in held), None)
+        place = held.get(loaded_as(name, model, held) or "")
         if place is None:
             found_out = "and so it cannot be scored without being written out. Merge, and score the merge instead"
             raise MergeError(f"transformers gives '{name}' another name in memory, {found_out}.")
