@@ -219,6 +219,17 @@ def test_the_kth_largest_of_lists_that_come_in_pieces_is_that_of_the_whole_lists
     assert found == [kth_largest(values, k) for values, k in zip(lists, counts)]
 
 
+@pytest.mark.parametrize("size", [700, 2**18])
+def test_the_kth_largest_magnitude_is_that_of_the_numbers_without_their_signs(size):
+    lists = [noise(size, seed=i, dtype=torch.float32) for i in range(2)]
+    lists[1][:: selection.stride_of(size)] = -9.0  # all that the sample sees: a plain selection is made
+    before = [values.clone() for values in lists]
+    counts = [size // 5, size // 2]
+    found = kth_largest_of_each(lambda: zip(*[values.split(90_000) for values in lists]), counts, size, magnitudes=True)
+    assert found == [kth_largest(values.abs(), k) for values, k in zip(lists, counts)]
+    assert all(map(torch.equal, lists, before))
+
+
 @pytest.mark.parametrize("one_by_one", [0, 700, 10**9])
 def test_the_kth_largest_is_found_however_few_candidates_are_held_as_they_are(monkeypatch, one_by_one):
     monkeypatch.setattr(selection, "ONE_BY_ONE", one_by_one)
@@ -229,7 +240,7 @@ def test_the_kth_largest_is_found_however_few_candidates_are_held_as_they_are(mo
 
 def test_the_kth_largest_is_found_where_the_sample_misleads():
     values = torch.ones(2**17)
-    values[:: (len(values) // 2**12) | 1] = 5.0  # all that the sample sees
+    values[:: selection.stride_of(len(values))] = 5.0  # all that the sample sees
     assert kth_largest(values, len(values) // 2) == 1
     values[:] = torch.arange(len(values)).float() ** 3
     assert kth_largest(values, 5) == (len(values) - 5.0) ** 3

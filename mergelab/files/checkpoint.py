@@ -6,6 +6,7 @@ writer of another folder like it: shards.py.
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from mergelab.files.stamp import Stamp, check_readable, stamp_of, unreadable
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
-_WIDTHS = {8: ("C64", "F64", "I64", "U64"), 4: ("F32", "I32", "U32"), 2: ("F16", "BF16", "I16", "U16")}
+_BYTES = {8: ("C64", "F64", "I64", "U64"), 4: ("F32", "I32", "U32"), 2: ("F16", "BF16", "I16", "U16")}
+_WIDTHS = {dtype: width for width, dtypes in _BYTES.items() for dtype in dtypes}  # 1 for all others
 _BESIDE = ("config.json", INDEX, "tokenizer.json")  # say what the weights are: which, tied or not, a row of which token
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -53,7 +55,7 @@ class Entry:
     @property
     def width(self) -> int:
         """Bytes per number."""
-        return next((width for width, dtypes in _WIDTHS.items() if self.dtype in dtypes), 1)
+        return _WIDTHS.get(self.dtype, 1)
 
     @property
     def size(self) -> int:
@@ -176,7 +178,7 @@ def read_tensor(folder: Path, name: str, entry: Entry, source: str, rows: slice 
     shape = (max(0, stop - first), *entry.shape[1:]) if entry.shape else ()
     tensor = torch.empty(shape, dtype=FLOATS[entry.dtype])
     try:
-        with open(folder / entry.file, "rb", buffering=0) as file:
+        with open(os.path.join(folder, entry.file), "rb", buffering=0) as file:
             file.seek(entry.start + first * entry.row_size)
             left = memoryview(tensor.view(-1).view(torch.uint8).numpy())
             while left and (count := file.readinto(left)):

@@ -34,7 +34,12 @@ def is_unmoved(delta: Delta) -> bool:
 
 def norm(tensor: Tensor) -> float:
     """The Frobenius norm."""
-    return float(inner_products([tensor])[0, 0].sqrt())
+    return math.sqrt(squared_norm(tensor))
+
+
+def squared_norm(tensor: Tensor) -> float:
+    """The sum of an array's squares."""
+    return 0.0 if is_unmoved(tensor) else _dense_products([tensor])[0][0]
 
 
 def inner_products(deltas: Sequence[Delta]) -> Tensor:
@@ -42,13 +47,13 @@ def inner_products(deltas: Sequence[Delta]) -> Tensor:
 
     Two low-rank deltas: ⟨BA, DC⟩ = ⟨BᵀD, ACᵀ⟩; a low-rank and a dense one: ⟨BA, Δ⟩ = ⟨A, BᵀΔ⟩.
     """
-    gram = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
     whole = [i for i, delta in enumerate(deltas) if isinstance(delta, Tensor) and not is_unmoved(delta)]
     if len(whole) == len(deltas):
-        return _dense_products(list(deltas))
+        return torch.tensor(_dense_products(list(deltas)), dtype=torch.float64)
+    gram = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
     if whole:
         index = torch.tensor(whole)
-        gram[index[:, None], index] = _dense_products([deltas[i] for i in whole])
+        gram[index[:, None], index] = torch.tensor(_dense_products([deltas[i] for i in whole]), dtype=torch.float64)
     for i, delta in enumerate(deltas):
         for j in range(i + 1 if isinstance(delta, LowRank) else 0):
             gram[i, j] = gram[j, i] = _with_thin(delta, deltas[j])
@@ -68,25 +73,26 @@ def mean_cosine(products: Tensor) -> float:
     return float(((products / lengths / lengths[:, None]).sum() - count) / (count * (count - 1)))
 
 
-def _dense_products(tensors: list[Tensor]) -> Tensor:
+def _dense_products(tensors: list[Tensor]) -> list[list[float]]:
     flat = [tensor.reshape(-1) for tensor in tensors]
-    total = _by_pieces(flat, flat[0].dtype)
-    if not torch.isfinite(total).all() or not (total.diagonal() > _TINY).all():
-        total = _by_pieces(flat, torch.float64)
-    return total.cpu()
+    rows = _by_pieces(flat, flat[0].dtype)
+    sound = all(math.isfinite(product) for row in rows for product in row)
+    if not sound or any(row[i] <= _TINY for i, row in enumerate(rows)):
+        rows = _by_pieces(flat, torch.float64)
+    return rows
 
 
-def _by_pieces(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
+def _by_pieces(flat: list[Tensor], dtype: torch.dtype) -> list[list[float]]:
     if flat[0].device.type == "cpu":
         return _dot_by_dot(flat, dtype)
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
     for parts in zip(*[tensor.split(_PIECE << 5) for tensor in flat]):
         piece = torch.stack(parts).to(dtype)  # (expert, piece)
         total += piece @ piece.T
-    return total
+    return total.tolist()
 
 
-def _dot_by_dot(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
+def _dot_by_dot(flat: list[Tensor], dtype: torch.dtype) -> list[list[float]]:
     """Two pieces at a time as they lie: on the CPU, where one product of all would cost a copy and as much again."""
     count = len(flat)
     rows = [[0.0] * count for _ in flat]
@@ -94,7 +100,7 @@ def _dot_by_dot(flat: list[Tensor], dtype: torch.dtype) -> Tensor:
         parts = [part.to(dtype) for part in parts]
         for i, j in combinations_with_replacement(range(count), 2):
             rows[j][i] = rows[i][j] = rows[i][j] + float(torch.dot(parts[i], parts[j]))
-    return torch.tensor(rows, dtype=torch.float64)
+    return rows
 
 
 def _with_thin(thin: LowRank, other: Delta) -> float:

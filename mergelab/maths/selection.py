@@ -11,9 +11,11 @@ from torch import Tensor
 
 FEW = 2**15  # below this a plain selection is as fast
 BLOCK = 2**16  # entries that are looked at together: few enough to stay in the cache
-SAMPLED = 64  # one entry in so many is sorted, to guess between which two values the answer lies
-ONE_BY_ONE = 2**17  # so many numbers are held as they are; of more, those that tie are held once and counted
-SIGMAS = 5  # how far the guess may be off
+SAMPLED = 32  # one entry in so many is looked at first, to guess between which two values the answer lies
+FEWEST, MOST = 2**12, 2**17  # of these, where there are as many: enough for a guess, not more than a core's cache
+STRIDES = (1, 7, 17, 31, 61, 127, 251, 509, 1021, 2039, 4093)  # primes: in step with hardly any row length
+ONE_BY_ONE = 2**18  # so many numbers are held as they are; of more, those that tie are held once and counted
+SIGMAS = 4  # how far the guess may be off: one in thirty thousand is, and is made good by a plain selection
 
 # Several lists, a piece of each at a time; each call gives all of them again.
 Pieces = Callable[[], Iterable[Sequence[Tensor]]]
@@ -24,23 +26,25 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     return kth_largest_of_each(lambda: [[values]], [k], values.numel())[0]
 
 
-def kth_largest_of_each(walk: Pieces, counts: Sequence[int], size: int) -> list[Tensor]:
+def kth_largest_of_each(walk: Pieces, counts: Sequence[int], size: int, magnitudes: bool = False) -> list[Tensor]:
     """The k-th largest of several lists of `size` numbers each, which come in pieces. counts: the k of each list.
 
-    (The idea of Floyd & Rivest's SELECT, 1975: a sorted sample says between which two numbers to look; what is above
-    the bracket is counted, what is in it is sorted. Where the sample was wrong, a plain selection is made.)
+    magnitudes: of the numbers without their signs. (The idea of Floyd & Rivest's SELECT, 1975: a sample says between
+    which two numbers to look; what is above the bracket is counted, what is in it is selected from. Where the sample
+    was wrong, a plain selection is made.)
     """
-    brackets = [_bracket(sample, k / size) for sample, k in zip(_samples(walk, size), counts)] if size > FEW else []
-    found = _between(walk, brackets, counts) if brackets else [None] * len(counts)
-    if any(one is None for one in found):
-        lists = [torch.cat([piece.flatten() for piece in pieces]) for pieces in zip(*walk())]
-        found = [torch.kthvalue(values, size - k + 1).values for values, k in zip(lists, counts)]
+    samples = _samples(walk, size) if size > FEW else []
+    brackets = [_bracket(numpy.abs(some) if magnitudes else some, k / size) for some, k in zip(samples, counts)]
+    found = _between(walk, brackets, counts, magnitudes) if brackets else [None] * len(counts)
+    for i in (i for i, one in enumerate(found) if one is None):
+        values = torch.cat([pieces[i].flatten() for pieces in walk()])
+        found[i] = torch.kthvalue(values.abs_() if magnitudes else values, size - counts[i] + 1).values
     return found
 
 
 def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
-    """Some entries of each list, sorted; none if this is not the place for numpy."""
-    stride = max(1, min(SAMPLED, size // 2**12)) | 1  # odd: in step with no row length
+    """Some entries of each list; none if this is not the place for numpy."""
+    stride = stride_of(size)
     taken: list[_Row] = []
     first = 0
     for pieces in walk():
@@ -50,17 +54,26 @@ def _samples(walk: Pieces, size: int) -> list[numpy.ndarray]:
         for row, piece in zip(taken, pieces):
             row.add(piece.reshape(-1)[first::stride].numpy())
         first = (first - pieces[0].numel()) % stride
-    return [numpy.sort(row.numbers) for row in taken]
+    return [row.numbers for row in taken]
 
 
-def _between(walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequence[int]) -> list[Tensor | None]:
+def stride_of(size: int) -> int:
+    """One entry in so many of `size` is looked at first."""
+    wanted = max(min(SAMPLED, size // FEWEST), size // MOST)
+    return max(stride for stride in STRIDES if stride <= max(1, wanted))
+
+
+def _between(
+    walk: Pieces, brackets: Sequence[tuple[float, float]], counts: Sequence[int], magnitudes: bool
+) -> list[Tensor | None]:
     """The k-th largest of each list; None where it lies outside its bracket."""
     above, inside = [0] * len(counts), [_Counted() for _ in counts]
     for pieces in walk():
         for i, (piece, (low, high)) in enumerate(zip(pieces, brackets)):
-            for part, over, within in _parts(piece.reshape(-1).numpy(), low, high):
-                above[i] += numpy.count_nonzero(over)
-                inside[i].add(part[within])
+            for part in _parts(piece.reshape(-1).numpy(), magnitudes):
+                count, places = _in_bracket(part, low, high)
+                above[i] += count
+                inside[i].add(part.take(places))
     return [some.largest(k - over) for some, over, k in zip(inside, above, counts)]
 
 
@@ -108,27 +121,39 @@ class _Counted:
         """The k-th largest; None if there are not so many, or k < 1."""
         if not len(self.values):
             numbers = self.row.numbers
-            return torch.from_numpy(numpy.sort(numbers)[-k:])[0] if 0 < k <= len(numbers) else None
+            place = len(numbers) - k
+            return _alone(numpy.partition(numbers, place), place) if 0 <= place < len(numbers) else None
         self._put_together()
         reached = self.times[::-1].cumsum()
         if not 0 < k <= reached[-1]:
             return None
-        return torch.from_numpy(self.values[::-1][numpy.searchsorted(reached, k), None].copy())[0]
+        return _alone(self.values[::-1], int(numpy.searchsorted(reached, k)))
 
 
-def _parts(values: numpy.ndarray, low: float, high: float) -> Iterator[tuple[numpy.ndarray, ...]]:
-    """Some entries at a time; which of them are above `high`, and which in [low, high]."""
+def _alone(numbers: numpy.ndarray, place: int) -> Tensor:
+    """One of many numbers, which holds no memory but its own."""
+    return torch.from_numpy(numbers[place : place + 1].copy())[0]
+
+
+def _parts(values: numpy.ndarray, magnitudes: bool) -> Iterator[numpy.ndarray]:
+    """Some entries at a time, or their magnitudes."""
     for start in range(0, len(values), BLOCK):
         part = values[start : start + BLOCK]
-        over = part > high
-        yield part, over, over ^ (part >= low)
+        yield numpy.abs(part) if magnitudes else part
+
+
+def _in_bracket(part: numpy.ndarray, low: float, high: float) -> tuple[int, numpy.ndarray]:
+    """How many entries are above `high`, and the places of those in [low, high]."""
+    over = part > high
+    return numpy.count_nonzero(over), numpy.flatnonzero(over ^ (part >= low))
 
 
 def _bracket(sample: numpy.ndarray, share: float) -> tuple[float, float]:
-    """Two numbers between which the largest `share` of all very likely ends. sample: sorted."""
+    """Two numbers between which the largest `share` of all very likely ends. The sample is put in another order."""
     size = len(sample)
     middle, spread = size * (1 - share), SIGMAS * (size * share * (1 - share)) ** 0.5 + 1
     low, high = int(middle - spread), int(middle + spread) + 1
+    sample.partition([place for place in (low, high) if 0 <= place < size])
     return sample[low] if low >= 0 else -numpy.inf, sample[high] if high < size else numpy.inf
 
 
@@ -143,7 +168,7 @@ def within(pieces: Iterable[Tensor], low: float, high: float) -> tuple[int, Tens
         flat, device = piece.reshape(-1), piece.device
         if _fast(flat):
             flat = flat.numpy()
-            over, inside = numpy.count_nonzero(flat > high), numpy.flatnonzero((flat >= low) & (flat <= high))
+            over, inside = _in_bracket(flat, low, high)
         else:
             over, inside = int((flat > high).sum()), ((flat >= low) & (flat <= high)).nonzero().flatten().cpu().numpy()
         found.add(inside + start)

@@ -45,9 +45,8 @@ def thresholds_keeping(walk: Pieces, counts: Sequence[int], size: int) -> list[T
     between = [i for i, count in enumerate(counts) if 0 < count < size]
     found = [torch.tensor(0.0 if count else float("inf")) for count in counts]
     if between:
-        some = kth_largest_of_each(
-            lambda: ([pieces[i].abs() for i in between] for pieces in walk()), [counts[i] for i in between], size
-        )
+        asked = (lambda: ([pieces[i] for i in between] for pieces in walk())), [counts[i] for i in between], size
+        some = kth_largest_of_each(*asked, magnitudes=True)
         for i, least in zip(between, some):
             found[i] = least
     return found
@@ -55,9 +54,21 @@ def thresholds_keeping(walk: Pieces, counts: Sequence[int], size: int) -> list[T
 
 def at_least(values: Tensor, threshold: Tensor | float) -> Tensor:
     """The entries whose magnitude is at least a threshold; the others are zero."""
-    least = torch.as_tensor(threshold, dtype=values.dtype)
-    below = torch.nextafter(least, torch.zeros_like(least))
-    return torch.nn.functional.hardshrink(values, float(below))
+    return torch.hardshrink(values, next_below(threshold, values.dtype))
+
+
+def next_below(threshold: Tensor | float, dtype: torch.dtype) -> float:
+    """The largest magnitude of a dtype that is less than a threshold; 0 below 0."""
+    least = torch.as_tensor(threshold, dtype=dtype)
+    return float(torch.nextafter(least, torch.zeros_like(least)))
+
+
+def larger(tensors: Sequence[Tensor], bounds: Sequence[float]) -> Tensor:
+    """The entries of each tensor whose magnitude is larger than its bound; the others are zero. (tensor, …)"""
+    stack = tensors[0].new_empty(len(tensors), *tensors[0].shape)
+    for row, tensor, bound in zip(stack, tensors, bounds):
+        torch.hardshrink(tensor, bound, out=row)
+    return stack
 
 
 def gains_of(walk: Pieces, thresholds: Sequence[Tensor]) -> list[float]:
@@ -97,7 +108,12 @@ def majority(parts: Iterable[Tensor]) -> Tensor:
 
 def agreeing(values: Tensor, sign: Tensor) -> Tensor:
     """The entries of the stack whose sign is the elected one; the others are zero. (expert, …)"""
-    return (values * sign).relu_().mul_(sign)
+    return sizes_agreeing(values, sign).mul_(sign)
+
+
+def sizes_agreeing(values: Tensor, sign: Tensor) -> Tensor:
+    """The magnitudes of the entries whose sign is the elected one; zero for the others. (expert, …)"""
+    return (values * sign).relu_()
 
 
 def conflict_share(values: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import MergeError
-from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, norm
+from mergelab.maths.inner import inner_products, is_unmoved, mean_cosine, squared_norm
 from mergelab.maths.spectral import factors, no_vectors
 from mergelab.maths.tall import Tall
 from mergelab.method import Layer, Merged, shares
@@ -31,8 +31,8 @@ class Measures:
 
     def add(self, layer: Layer, merged: Merged) -> None:
         """Take in a part."""
-        self.base += norm(layer.base) ** 2
-        self.merged += norm(merged.delta) ** 2
+        self.base += squared_norm(layer.base)
+        self.merged += squared_norm(merged.delta)
         self.products += inner_products(layer.deltas)
         for name, count in merged.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count.cpu()

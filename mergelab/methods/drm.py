@@ -10,12 +10,12 @@ from mergelab.maths.inner import is_unmoved
 from mergelab.maths.joint import Joint, joint_directions
 from mergelab.maths.selection import number_of_nonzero, within
 from mergelab.maths.signs import (
-    agreeing,
     at_least,
     blocks,
     conflicts,
     elected,
     majority,
+    sizes_agreeing,
     threshold_keeping,
     thresholds_keeping,
 )
@@ -147,8 +147,10 @@ def _vote(tensors: Sequence[Tensor], layer: Layer, tie: Tensor) -> tuple[Tensor,
     opposed, mean = torch.zeros(2, dtype=torch.float64), tensors[0].new_empty(tensors[0].shape)
     for result, *parts in blocks(mean, *tensors):
         stack = torch.stack(parts)  # (expert, entries)
-        chosen = layer.weighted(agreeing(stack, elected(_sum(parts), tie.to(stack))))
-        torch.div(chosen.sum(0), chosen.sign().abs_().sum(0).clamp_(min=1), out=result)
+        sign = elected(_sum(parts), tie.to(stack))
+        sizes = layer.weighted(sizes_agreeing(stack, sign))
+        total = sizes.sum(0).mul_(sign)
+        torch.div(total, sizes.sign_().abs_().sum(0).clamp_(min=1), out=result)
         opposed += conflicts(stack).cpu()
     return mean, opposed
 

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from mergelab.maths.selection import number_of_nonzero
-from mergelab.maths.signs import agreeing, at_least, blocks, conflicts, divided, elected, gains_of, thresholds_keeping
+from mergelab.maths.signs import (
+    blocks,
+    conflicts,
+    divided,
+    elected,
+    gains_of,
+    larger,
+    next_below,
+    sizes_agreeing,
+    thresholds_keeping,
+)
 from mergelab.method import Knob, Layer, Merged, Switch, Whole, each, merge_method
 
 
@@ -48,13 +58,15 @@ def ties(
     are kept too.
     """
     thresholds, gains = layer.seen
-    kept, opposed, delta = torch.zeros(len(thresholds)), torch.zeros(2), layer.base.new_empty(layer.base.shape)
+    bounds = [next_below(threshold, layer.base.dtype) for threshold in thresholds]
+    kept, opposed, delta = torch.zeros(len(bounds)), torch.zeros(2), layer.base.new_empty(layer.base.shape)
     for result, *parts in blocks(delta, *layer.entries):
-        trimmed = torch.stack(list(map(at_least, parts, thresholds)))  # (expert, entries)
+        trimmed = larger(parts, bounds)  # (expert, entries)
         weighted = layer.weighted(trimmed * trimmed.new_tensor(gains)[:, None] if rescale else trimmed)
-        chosen = agreeing(weighted, elected(weighted.sum(0), tie="plus"))
-        total = lambda_ * chosen.sum(0)
-        result.copy_(divided(total, layer.weighted(chosen.sign().abs_()).sum(0)) if normalize else total)
+        sign = elected(weighted.sum(0), tie="plus")
+        sizes = sizes_agreeing(weighted, sign)
+        total = lambda_ * sizes.sum(0).mul_(sign)
+        result.copy_(divided(total, layer.weighted(sizes.sign_()).sum(0)) if normalize else total)
         kept = kept + torch.tensor([number_of_nonzero(part) for part in trimmed], dtype=torch.float64)
         opposed = opposed + conflicts(weighted).cpu()
     of_all = torch.full_like(kept, layer.base.numel())
