@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_the_hash_of_a_file_is_found_while_it_is_written_whatever_the_order(tmp_
         list(pool.map(put, order))
     assert writer.sha256() == writer.sha256() == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "file").items())
+
+
+def test_what_keeps_a_file_from_being_hashed_while_it_is_written_is_said_when_the_hash_is_asked_for(tmp_path):
+    writer = ShardWriter(tmp_path / "file", {name: Entry("file", "F32", (3,)) for name in ("a", "b")})
+    writer.create()
+    (tmp_path / "file").rename(tmp_path / "elsewhere")
+    writer.finished("a")
+    with suppress(OSError):
+        writer._hashing[0].result()
+    (tmp_path / "elsewhere").rename(tmp_path / "file")
+    with pytest.raises(FileNotFoundError):  # and no hash of half a file
+        writer.sha256()
 
 
 def test_a_size_is_read_as_people_write_it():

@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS, SINGLE, Entry
+from mergelab.files.sha256 import CHUNK
 from mergelab.maths.inner import finite
 
 
@@ -42,7 +43,8 @@ class ShardWriter:
 
     entries: name -> Entry, as the file is to hold them, best in the order in which they will be finished; the finished
     file has exactly these. `create` makes the file; nothing stays open between two tensors, so that a merge that stops
-    midway has nothing to close. Its sha256 is found beside the writing, from the beginning as far as that is finished.
+    midway has nothing to close. Its sha256 is found by a thread beside the writing, from the beginning as far as that
+    is finished.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]):
@@ -57,7 +59,8 @@ class ShardWriter:
         self._header, self.size = struct.pack("<Q", len(text)) + text, end
         self._left = [*self.offsets][::-1]  # what is not hashed yet, from the end of the file to its beginning
         self._finished: set[str] = set()
-        self._sha256, self._hashing = hashlib.sha256(self._header), threading.Lock()
+        self._sha256 = hashlib.sha256(self._header)
+        self._beside, self._hashing = ThreadPoolExecutor(1, "mergelab-hash"), []
 
     def create(self) -> None:
         """Make the file in its full length, header and all; one that is there already is made anew."""
@@ -92,22 +95,20 @@ class ShardWriter:
         return zlib.crc32(data, checksum)
 
     def finished(self, name: str) -> None:
-        """Say that a tensor is written whole. Who says so hashes what can be hashed, unless another does already."""
+        """Say that a tensor is written whole: it can be hashed."""
         self._finished.add(name)
-        if self._hashing.acquire(blocking=False):
-            try:
-                self._hash_on(lambda name: name in self._finished)
-            finally:
-                self._hashing.release()
+        self._hashing.append(self._beside.submit(self._hash_on))
 
     def sha256(self) -> str:
         """The sha256 of the whole file, once all of it is written."""
-        with self._hashing:
-            self._hash_on(lambda name: True)
-            return self._sha256.hexdigest()
+        for job in self._hashing:
+            job.result()  # or the error that it met
+        self._finished.update(self._left)
+        self._hash_on()
+        return self._sha256.hexdigest()
 
-    def _hash_on(self, ready: Callable[[str], bool]) -> None:
-        while self._left and ready(self._left[-1]):
+    def _hash_on(self) -> None:
+        while self._left and self._left[-1] in self._finished:
             for chunk in self._read(self._left.pop()):
                 self._sha256.update(chunk)
 
@@ -118,14 +119,15 @@ class ShardWriter:
             checksum = zlib.crc32(chunk, checksum)
         return checksum
 
-    def _read(self, name: str) -> Iterator[bytes]:
-        """What the file holds of a tensor, some at a time."""
+    def _read(self, name: str) -> Iterator[memoryview]:
+        """What the file holds of a tensor, some at a time: good until the next is asked for."""
         left = self.entries[name].size
-        with open(self.path, "rb") as file:
+        room = memoryview(bytearray(min(left, CHUNK)))
+        with open(self.path, "rb", buffering=0) as file:
             file.seek(self._place(name))
-            while left and (chunk := file.read(min(left, 1 << 20))):
-                yield chunk
-                left -= len(chunk)
+            while left and (count := file.readinto(room[:left])):
+                yield room[:count]
+                left -= count
 
     def _place(self, name: str) -> int:
         return len(self._header) + self.offsets[name]

@@ -5,7 +5,7 @@ from math import prod
 from mergelab.planning.plan import Plan
 
 PART = 1 << 18  # entries of a tensor that are merged at a time, where each entry is merged on its own
-WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same
+WHOLE = 1 << 20  # entries of a tensor that is merged at once all the same, where parts are read more than once
 TALL = 2  # so many times more rows than columns make a matrix tall
 _LOOKS = 3  # copies of a tensor that looking at a merge takes
 _FACTORS = 6  # square matrices of float32 that the factors of one delta take, while they are found
@@ -18,9 +18,12 @@ def parts(plan: Plan, name: str) -> list[slice | None]:
     """
     shape, decompose = plan.base.entries[name].shape, plan.decomposes(name)
     entrywise = plan.method.goes_by_entries(decompose) and not (decompose and plan.steps)
-    if not (entrywise or by_rows(plan, name)) or plan.needs_all_rows(name) or prod(shape) <= WHOLE:
+    most = PART if entrywise and not plan.method.survey else WHOLE
+    if not (entrywise or by_rows(plan, name)) or plan.needs_all_rows(name) or prod(shape) <= most:
         return [None]
     step = rows_at_a_time(shape)
+    if entrywise:  # about as many in each, so that one fits where another was in memory
+        step = -(-shape[0] // -(-shape[0] // step))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
@@ -33,7 +36,7 @@ def by_rows(plan: Plan, name: str) -> bool:
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many rows of a tensor make a part."""
+    """How many rows of a tensor make a part, at most."""
     return max(1, PART // max(1, prod(shape[1:])))
 
 
