@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mergelab import Report
 from mergelab.__main__ import main
+from mergelab.commands.line import VERBS
 from mergelab.table import check_places, written_to
 
 
@@ -88,12 +89,41 @@ def test_words_that_it_does_not_know_are_refused_with_status_2(capsys):
         assert bool(arguments) != ("write a model as a LoRA adapter" in said), "all verbs, where none is given"
 
 
+def test_what_verbs_there_are_is_said_without_torch():
+    code = (
+        "import sys; from mergelab.__main__ import main\n"
+        "try:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.endswith("False\n")
+    assert all(f"    {verb} " in said.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_its_words(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0 and f"usage: mergelab {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb, status", [("check", 0), ("inspect", 1)])
+def test_a_process_ends_with_its_status_and_all_that_it_has_said_and_to_do(recipe, tmp_path, verb, status):
+    code = (
+        "import atexit, pathlib, sys; from mergelab import __main__ as line\n"
+        "atexit.register(pathlib.Path(sys.argv.pop(1)).write_text, 'done')\nline.program()"
+    )
+    words = [str(tmp_path / "end"), verb, str(recipe) if status == 0 else str(tmp_path / "absent.yaml")]
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert ended.returncode == status and bool(ended.stdout) != bool(ended.stderr)
+    assert (tmp_path / "end").read_text() == "done"
+
+
 @pytest.mark.parametrize("verb", ["inspect", "check", "report", "sweep --json", "sweep --csv"])
 def test_a_place_that_cannot_be_written_is_said_before_the_long_work(recipe, tmp_path, capsys, monkeypatch, verb):
     def begun(*given, **more):
         raise AssertionError("the work has begun")
 
-    for name in ("line.check", "line.plan", "report.reported", "sweep.Lab.sweep"):
+    for name in ("check.check", "inspect.plan", "report.reported", "sweep.Lab.sweep"):
         monkeypatch.setattr(f"mergelab.commands.{name}", begun)
     verb, _, option = verb.partition(" ")
     more = ("--knob", "eta", "--values", "10,40") if verb == "sweep" else ()

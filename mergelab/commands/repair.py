@@ -16,25 +16,25 @@ from mergelab.repair.order import AUTO, Order, Wanted, check_order
 from mergelab.table import aligned
 
 
-def add_repair(verbs: argparse._SubParsersAction) -> None:
-    """Add the verb to the command line."""
-    verb = verbs.add_parser("repair", help="give a merge the statistics that each task's expert has, and write it")
-    add = verb.add_argument
-    add("merged", metavar="RECIPE.yaml|MERGED", help="a recipe, which is merged first, or the folder of a merged model")
-    add("--task", action="append", default=[], metavar="NAME=EXPERT", help="repeat it; default: the recipe's experts")
-    add("--data", action=_DataOfTask, metavar="FILE", help="of the --task before it: prompts as .txt or .jsonl, or "
+def add(verb: argparse.ArgumentParser) -> None:
+    """Add its words."""
+    word = verb.add_argument
+    word(
+        "merged", metavar="RECIPE.yaml|MERGED", help="a recipe, which is merged first, or the folder of a merged model"
+    )
+    word("--task", action="append", default=[], metavar="NAME=EXPERT", help="repeat it; default: the recipe's experts")
+    word("--data", action=_DataOfTask, metavar="FILE", help="of the --task before it: prompts as .txt or .jsonl, or "
         "inputs as .safetensors; bundled experts need none")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    add("--target", default="task", choices=("task", "mean"), help="each task's own expert (default), or their mean")
-    add("--mode", default=AUTO, help=f"auto (default: affine where it folds, else rms), {', '.join(MODES)}")
-    add("--sites", default="foldable", help=f"{', '.join(PRESETS)}, or module|out,module|in,… (default: foldable)")
-    add("--samples", type=int, default=32, help="calibration samples a task, 4 to 512 (default: 32)")
-    add("--clamp", type=float, default=100.0, help="no scale beyond 1/CLAMP … CLAMP (default: 100)")
-    add("--sidecar", action="store_true", help="write one body and a small file per task, instead of a model per task")
-    add("--without", action="store_true", help="score also the merge without each task's expert, before and after")
-    add("--plain", action="store_true", help="prompts are plain text, even where the expert has a chat template")
-    add("--unaligned", action="store_true", help="go on although the experts' channels do not correspond")
-    verb.set_defaults(verb=_repair)
+    word("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    word("--target", default="task", choices=("task", "mean"), help="each task's own expert (default), or their mean")
+    word("--mode", default=AUTO, help=f"auto (default: affine where it folds, else rms), {', '.join(MODES)}")
+    word("--sites", default="foldable", help=f"{', '.join(PRESETS)}, or module|out,module|in,… (default: foldable)")
+    word("--samples", type=int, default=32, help="calibration samples a task, 4 to 512 (default: 32)")
+    word("--clamp", type=float, default=100.0, help="no scale beyond 1/CLAMP … CLAMP (default: 100)")
+    word("--sidecar", action="store_true", help="write one body and a small file per task, instead of a model per task")
+    word("--without", action="store_true", help="score also the merge without each task's expert, before and after")
+    word("--plain", action="store_true", help="prompts are plain text, even where the expert has a chat template")
+    word("--unaligned", action="store_true", help="go on although the experts' channels do not correspond")
 
 
 class _DataOfTask(argparse.Action):
@@ -44,7 +44,8 @@ class _DataOfTask(argparse.Action):
         asked.data = [*(asked.data or []), (len(asked.task), value)]
 
 
-def _repair(asked: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
+    """Repair, score, write, and print a table."""
     with tempfile.TemporaryDirectory(prefix="mergelab-") as scratch:
         reports = walked(repairs(_order(asked, Path(scratch)), asked.out))
     header, *rows = repair_table(reports)

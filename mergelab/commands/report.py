@@ -2,6 +2,7 @@
 
 import argparse
 
+from mergelab.commands.verb import add_device
 from mergelab.lab.lab import Lab, method_title
 from mergelab.plots.document import document
 from mergelab.recipes.recipe import Recipe
@@ -11,18 +12,17 @@ from mergelab.table import check_places, written_to
 from mergelab.words import counted
 
 
-def add_report(verbs: argparse._SubParsersAction) -> None:
-    """Add the verb to the command line."""
-    verb = verbs.add_parser("report", help="write what a recipe would do as a page to show around; writes no model")
+def add(verb: argparse.ArgumentParser) -> None:
+    """Add its words."""
     verb.add_argument("recipe", metavar="RECIPE.yaml")
     verb.add_argument("out", metavar="OUT.html", help="a page that needs no network and nothing beside it")
     verb.add_argument("--scores", action="store_true", help="merge it for the while, and score it on the bundled tasks")
     verb.add_argument("--json", metavar="FILE", help="write everything there, singular values included")
-    verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    verb.set_defaults(verb=_report)
+    add_device(verb)
 
 
-def _report(asked: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
+    """Write the page."""
     check_places(asked.out, asked.json)
     report = reported(Lab(device=asked.device), Recipe.read(asked.recipe), asked.scores)
     written_to(asked.out, document(report, method_title(report)))

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from mergelab.commands.progress import walked
+from mergelab.commands.verb import add_device
 from mergelab.lab.lab import Lab
 from mergelab.recipes.recipe import Recipe
 from mergelab.scores.knobs import values_from
@@ -12,9 +13,8 @@ from mergelab.scores.sweep_report import verdict
 from mergelab.table import aligned, check_places, csv_text, written_to
 
 
-def add_sweep(verbs: argparse._SubParsersAction) -> None:
-    """Add the verb to the command line."""
-    verb = verbs.add_parser("sweep", help="score one setting over a range; writes no model")
+def add(verb: argparse.ArgumentParser) -> None:
+    """Add its words."""
     verb.add_argument("recipe", metavar="RECIPE.yaml")
     verb.add_argument("--knob", required=True, help="a number of the method (eta, drop, …), or 'experts': how many")
     verb.add_argument("--values", required=True, help="10:100:10 (from, to, step) or 10,20,50")
@@ -22,11 +22,11 @@ def add_sweep(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--measure", choices=MEASURES, default=MEASURES[0], help="of your prompts (default: %(default)s)")
     verb.add_argument("--csv", metavar="FILE", help="write the table there")
     verb.add_argument("--json", metavar="FILE", help="write everything there, each point's recipe included")
-    verb.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    verb.set_defaults(verb=_sweep)
+    add_device(verb)
 
 
-def _sweep(asked: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
+    """Sweep, and print a table and a verdict."""
     check_places(asked.csv, asked.json)
     recipe, values = Recipe.read(asked.recipe), values_from(asked.values)
     own = questions_in(asked.prompts, asked.measure) if asked.prompts else None
