@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import FLOATS, SINGLE, Entry
-from mergelab.files.sha256 import CHUNK
 from mergelab.maths.inner import finite
+
+_CHUNK = 1 << 18  # bytes that are read back at a time: always as many, so that they fit where others were
 
 
 def sharded(entries: Mapping[str, Entry], most: int | None) -> dict[str, Entry]:
@@ -122,7 +123,7 @@ class ShardWriter:
     def _read(self, name: str) -> Iterator[memoryview]:
         """What the file holds of a tensor, some at a time: good until the next is asked for."""
         left = self.entries[name].size
-        room = memoryview(bytearray(min(left, CHUNK)))
+        room = memoryview(bytearray(_CHUNK))
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._place(name))
             while left and (count := file.readinto(room[:left])):
