@@ -28,6 +28,11 @@ class Running:
     tokenizer: Any
     name: str = ""
 
+    @property
+    def room(self) -> int | None:
+        """How many positions the model knows; None if its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
 
 def running(folder: Path) -> Running:
     """Load whatever architecture config.json names: text, text to text, encoder, images. MergeError if it cannot be."""
@@ -158,9 +163,8 @@ def encoded(run: Running, prompt: str) -> dict[str, torch.Tensor]:
         encoded = run.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     else:
         encoded = run.tokenizer(prompt, return_tensors="pt")
-    room = getattr(run.model.config, "max_position_embeddings", None)
-    if room and encoded["input_ids"].shape[1] >= room:
-        raise MergeError(f"The prompt has {encoded['input_ids'].shape[1]} tokens; this model has room for {room}.")
+    if run.room and encoded["input_ids"].shape[1] >= run.room:
+        raise MergeError(f"The prompt has {encoded['input_ids'].shape[1]} tokens; this model has room for {run.room}.")
     if not encoded["input_ids"].shape[1]:
         raise MergeError("The prompt is empty. Write something to ask.")
     return {key: encoded[key].to(run.model.device) for key in ("input_ids", "attention_mask")}

@@ -188,7 +188,7 @@ def test_what_does_not_exist_is_named(lab, change, align, match):
 
 def test_a_run_that_is_gone_is_said_to_be_gone_and_the_example_cannot_be_taken_home(lab):
     with pytest.raises(MergeError, match="Press Run again"):
-        lab.outcome("not-kept")
+        finished(lab.written("not-kept", sidecar=True))
     with pytest.raises(MergeError, match="made in advance"):
         finished(lab.written("", sidecar=True))
 

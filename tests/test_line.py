@@ -167,10 +167,10 @@ def test_another_visitors_repair_is_not_there_either(two):
     repairs = RepairLab(lab)
     told = finished(repairs.tell(Trial(PAIR, samples=8, tasks=("french",))))
     assert [report.task for report in told.outcome.reports] == ["french"]
-    assert repairs.outcome(told.key) is told.outcome
+    assert finished(repairs.written(told.key, sidecar=True))
     becomes("b")
     with pytest.raises(MergeError, match="not kept any more"):
-        repairs.outcome(told.key)
+        finished(repairs.written(told.key, sidecar=True))
     with pytest.raises(MergeError, match="Did you mean 'french'"):
         next(repairs.tell(Trial(PAIR, samples=8, tasks=("frnch",))))
 

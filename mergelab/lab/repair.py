@@ -249,10 +249,6 @@ class RepairLab:
                 (score,) = result(scored(model, [Questions(task.name, task.test)]))
             yield score
 
-    def outcome(self, key: str) -> Outcome:
-        """What a run found; the shipped one for ''. MergeError if it is not kept any more."""
-        return story() if not key else self._kept(key).outcome
-
     def _kept(self, key: str) -> Told:
         told = self.told.get(key)
         if told is None or not told.run.folder.is_relative_to(self.lab.home) or not told.run.folder.is_dir():

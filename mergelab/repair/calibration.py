@@ -91,7 +91,7 @@ def _written(expert: Running, samples: Sequence[Sample], tokens: int) -> Batch:
         answers[i] = ids
     if not expert.model.config.is_encoder_decoder:
         whole = [torch.cat(both) for both in zip(prompts, answers)]
-        room = _room(expert)
+        room = expert.room
         if room and max(map(len, whole)) > room:
             raise MergeError(
                 f"A prompt with its answer has {max(map(len, whole))} tokens; '{expert.name}' has room for {room}. "
@@ -119,7 +119,7 @@ def greedy(run: Running, prompts: Sequence[Tensor], tokens: int = 64) -> Iterato
     two = run.model.config.is_encoder_decoder
     given = {key: tensor.to(run.model.device) for key, tensor in _padded(prompts, left=not two).items()}
     width = 1 if two else given["input_ids"].shape[1]
-    if not two and (room := _room(run)):
+    if not two and (room := run.room):
         tokens = min(tokens, room - width)
     fill = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else next(iter(ends), None)
     with torch.no_grad():
@@ -134,11 +134,6 @@ def _ends(run: Running) -> list[int]:
     named = run.model.generation_config.eos_token_id
     found = named if isinstance(named, list) else [named]
     return [end for end in dict.fromkeys([run.tokenizer.eos_token_id, *found]) if end is not None]
-
-
-def _room(run: Running) -> int | None:
-    """How many positions the model knows, if it says so."""
-    return getattr(run.model.config, "max_position_embeddings", None)
 
 
 def _padded(rows: Sequence[Tensor], left: bool = False) -> dict[str, Tensor]:

@@ -134,15 +134,14 @@ def _encoded(run: Running, questions: Questions) -> list[Encoded]:
     """Each prompt and answer as tokens, encoded apart, so that they part where generation would begin."""
     stop = run.tokenizer.eos_token_id
     end = [stop] if questions.ends and questions.measure == "exact match" and stop is not None else []
-    room = getattr(run.model.config, "max_position_embeddings", None)
     found = []
     for number, (prompt, answer) in enumerate(questions.pairs, start=1):
         before, after = _pair(run.tokenizer, prompt, answer)
         after = after + end
         if questions.measure != "exact match" and not after:
             raise MergeError(f"Text {number} of '{questions.task}' is one token, and nothing is predicted of it.")
-        if room and len(before) + len(after) > room:
-            size = f"has {len(before) + len(after)} tokens; this model has room for {room}"
+        if run.room and len(before) + len(after) > run.room:
+            size = f"has {len(before) + len(after)} tokens; this model has room for {run.room}"
             raise MergeError(f"Prompt {number} of '{questions.task}' {size}. Shorten it.")
         found.append((before, after))
     return found
