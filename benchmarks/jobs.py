@@ -175,10 +175,10 @@ def against_mergekit(bench: Bench, pairs: int) -> None:
         for cores in (1, 2):
             job = (method, models, cores)
             theirs, ours = in_turn(pairs, partial(bench.theirs, *job), partial(bench.ours, *job))
-            name = f"{method}, bfloat16, {cores} core{'s' * (cores > 1)} each"
+            name = f"{method}, bfloat16, {cores} thread{'s' * (cores > 1)} each"
             row(name, median(theirs), median(ours), ratio(theirs, ours))
     theirs, ours = in_turn(pairs, partial(bench.theirs, "ties", models, 2), partial(bench.ours, "star", models, 2))
-    row("our exact STAR against its TIES, 2 cores each", median(theirs), median(ours), ratio(theirs, ours))
+    row("our exact STAR against its TIES, 2 threads each", median(theirs), median(ours), ratio(theirs, ours))
 
 
 def many_workers(bench: Bench, pairs: int) -> None:

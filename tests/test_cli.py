@@ -15,7 +15,7 @@ import torch
 from making import recipe_of, tiny, write_model
 from safetensors.torch import load_file
 
-from mergelab import Report
+from mergelab import Report, __version__
 from mergelab.__main__ import main
 from mergelab.commands.line import VERBS
 from mergelab.table import check_places, written_to
@@ -97,6 +97,12 @@ def test_what_verbs_there_are_is_said_without_torch():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0 and said.stdout.endswith("False\n")
     assert all(f"    {verb} " in said.stdout for verb in VERBS)
+
+
+def test_the_command_line_says_its_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"mergelab {__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)

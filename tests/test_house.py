@@ -17,7 +17,8 @@ README, CHANGELOG, MAP = HOUSE / "README.md", HOUSE / "CHANGELOG.md", HOUSE / "C
 # Every room of mergelab/, top to bottom, and the rooms that it may import. A room imports itself freely.
 ROOMS = {
     "__main__": "commands files",
-    "commands": "start page words plots lab table scores step repair merging planning recipes report files errors",
+    "commands": "start page words plots __init__ lab table scores step repair merging planning recipes report files "
+    "errors",
     "page": "start words lessons plots lab table scores step repair limits method recipes report markdown assets "
     "errors",
     "lessons": "plots scores repair planning method recipes report maths assets",

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from mergelab import __version__
+
 VERBS = {
     "merge": "merge as a recipe says, into a new Hugging Face folder",
     "check": "say what is wrong with a recipe, and what it would take, without any weights",
@@ -26,6 +28,7 @@ VERBS = {
 def main(arguments: Sequence[str]) -> int:
     """Run one verb; returns the exit status."""
     parser = argparse.ArgumentParser(prog="mergelab", description="See what a merge does, then make it.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     words = {name: verbs.add_parser(name, help=what) for name, what in VERBS.items()}
     if not arguments:
