@@ -21,12 +21,13 @@ def program() -> NoReturn:
     launcher has started several, which say goodbye to one another.
     """
     status = main()
-    if "WORLD_SIZE" not in os.environ:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    if "WORLD_SIZE" in os.environ:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # it was never open, or nobody listens any more
+            stream.flush()
+    os._exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ class Running:
     @property
     def room(self) -> int | None:
         """How many positions the model knows; None if its configuration does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return getattr(self.model.config, "max_position_embeddings", None)
 
 
 def running(folder: Path) -> Running:

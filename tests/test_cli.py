@@ -124,6 +124,12 @@ def test_a_process_ends_with_its_status_and_all_that_it_has_said_and_to_do(recip
     assert (tmp_path / "end").read_text() == "done"
 
 
+def test_a_process_without_a_stderr_ends_with_its_status_too(recipe):
+    command = [sys.executable, "-m", "mergelab", "check", str(recipe)]
+    ended = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, text=True)
+    assert ended.returncode == 0 and "can be merged" in ended.stdout
+
+
 @pytest.mark.parametrize("verb", ["inspect", "check", "report", "sweep --json", "sweep --csv"])
 def test_a_place_that_cannot_be_written_is_said_before_the_long_work(recipe, tmp_path, capsys, monkeypatch, verb):
     def begun(*given, **more):

@@ -48,7 +48,8 @@ def test_weights_are_dealt_out_to_files_of_a_size_and_the_index_names_them(trio,
 @pytest.mark.parametrize("said", [40, 25, 0], ids=lambda said: f"{said} said to be finished")
 def test_the_hash_of_a_file_is_found_while_it_is_written_whatever_the_order(tmp_path, order, said):
     tensors = {f"t{i}": noise(30, 1 + i, seed=i, dtype=torch.float32) for i in range(40)}
-    writer = ShardWriter(tmp_path / "file", {name: Entry("file", "F32", tuple(t.shape)) for name, t in tensors.items()})
+    entries = {name: Entry("file", "F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+    writer = ShardWriter(tmp_path / "file", entries, ThreadPoolExecutor(1))
     writer.create()
 
     def put(i):
@@ -63,7 +64,9 @@ def test_the_hash_of_a_file_is_found_while_it_is_written_whatever_the_order(tmp_
 
 
 def test_what_keeps_a_file_from_being_hashed_while_it_is_written_is_said_when_the_hash_is_asked_for(tmp_path):
-    writer = ShardWriter(tmp_path / "file", {name: Entry("file", "F32", (3,)) for name in ("a", "b")})
+    writer = ShardWriter(
+        tmp_path / "file", {name: Entry("file", "F32", (3,)) for name in ("a", "b")}, ThreadPoolExecutor(1)
+    )
     writer.create()
     (tmp_path / "file").rename(tmp_path / "elsewhere")
     writer.finished("a")

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.print_help(sys.stderr)
         parser.exit(2)
     if (name := arguments[0]) not in VERBS:
-        parser.parse_args(arguments[:1])  # prints help, or ends with what is wrong
+        parser.parse_args(arguments)  # prints help, or ends with what is wrong
+        parser.error("say the verb first")
     import_module("mergelab.start")  # before anything else brings in torch
     verb, shared = (import_module(f"mergelab.commands.{module}") for module in (name, "verb"))
     gc.freeze()  # what is imported by now stays: not to be searched for garbage, nor taken apart at the end

@@ -34,7 +34,7 @@ def print_remarks(report: Report) -> None:
 
 
 def exit_status(run: Callable[[argparse.Namespace], int | None], asked: argparse.Namespace) -> int:
-    """Run a verb; the exit status, after a line that says why if it is not 0."""
+    """Run a verb; the exit status: the verb's own, or that of an error, after a line that says why."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended cleans up as Ctrl-C does
     try:
         status = run(asked)

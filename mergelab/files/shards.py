@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -44,11 +44,11 @@ class ShardWriter:
 
     entries: name -> Entry, as the file is to hold them, best in the order in which they will be finished; the finished
     file has exactly these. `create` makes the file; nothing stays open between two tensors, so that a merge that stops
-    midway has nothing to close. Its sha256 is found by a thread beside the writing, from the beginning as far as that
-    is finished.
+    midway has nothing to close. beside: one thread, which finds its sha256 while it is written, from the beginning as
+    far as that is finished; without one it is found when it is asked for.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry]):
+    def __init__(self, path: Path, entries: Mapping[str, Entry], beside: Executor | None = None):
         self.path, self.entries, self.offsets, end = path, entries, {}, 0
         header: dict = {"__metadata__": {"format": "pt"}}
         for name, entry in sorted(entries.items(), key=lambda item: -item[1].width):  # so that all lie aligned
@@ -61,7 +61,7 @@ class ShardWriter:
         self._left = [*self.offsets][::-1]  # what is not hashed yet, from the end of the file to its beginning
         self._finished: set[str] = set()
         self._sha256 = hashlib.sha256(self._header)
-        self._beside, self._hashing = ThreadPoolExecutor(1, "mergelab-hash"), []
+        self._beside, self._hashing = beside, []
 
     def create(self) -> None:
         """Make the file in its full length, header and all; one that is there already is made anew."""
@@ -98,7 +98,8 @@ class ShardWriter:
     def finished(self, name: str) -> None:
         """Say that a tensor is written whole: it can be hashed."""
         self._finished.add(name)
-        self._hashing.append(self._beside.submit(self._hash_on))
+        if self._beside:
+            self._hashing.append(self._beside.submit(self._hash_on))
 
     def sha256(self) -> str:
         """The sha256 of the whole file, once all of it is written."""

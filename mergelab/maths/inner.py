@@ -32,14 +32,16 @@ def is_unmoved(delta: Delta) -> bool:
     return isinstance(delta, Tensor) and not any(delta.stride()) and delta.numel() > 0 and delta.flatten()[0] == 0
 
 
-def norm(tensor: Tensor) -> float:
+def norm(delta: Delta) -> float:
     """The Frobenius norm."""
-    return math.sqrt(squared_norm(tensor))
+    return math.sqrt(squared_norm(delta))
 
 
-def squared_norm(tensor: Tensor) -> float:
-    """The sum of an array's squares."""
-    return 0.0 if is_unmoved(tensor) else _dense_products([tensor])[0][0]
+def squared_norm(delta: Delta) -> float:
+    """The sum of the squares of all entries."""
+    if isinstance(delta, LowRank):
+        return _with_thin(delta, delta)
+    return 0.0 if is_unmoved(delta) else _dense_products([delta])[0][0]
 
 
 def inner_products(deltas: Sequence[Delta]) -> Tensor:

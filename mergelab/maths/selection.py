@@ -12,10 +12,10 @@ from torch import Tensor
 FEW = 2**15  # below this a plain selection is as fast
 BLOCK = 2**16  # entries that are looked at together: few enough to stay in the cache
 SAMPLED = 32  # one entry in so many is looked at first, to guess between which two values the answer lies
-FEWEST, MOST = 2**12, 2**17  # of these, where there are as many: enough for a guess, not more than a core's cache
+FEWEST, MOST = 2**12, 2**17  # so many of these, about: enough for a guess, and soon put in order
 STRIDES = (1, 7, 17, 31, 61, 127, 251, 509, 1021, 2039, 4093)  # primes: in step with hardly any row length
 ONE_BY_ONE = 2**18  # so many numbers are held as they are; of more, those that tie are held once and counted
-SIGMAS = 4  # how far the guess may be off: one in thirty thousand is, and is made good by a plain selection
+SIGMAS = 4  # how far the guess may be off: one in sixteen thousand is, and is made good by a plain selection
 
 # Several lists, a piece of each at a time; each call gives all of them again.
 Pieces = Callable[[], Iterable[Sequence[Tensor]]]
@@ -36,9 +36,10 @@ def kth_largest_of_each(walk: Pieces, counts: Sequence[int], size: int, magnitud
     samples = _samples(walk, size) if size > FEW else []
     brackets = [_bracket(numpy.abs(some) if magnitudes else some, k / size) for some, k in zip(samples, counts)]
     found = _between(walk, brackets, counts, magnitudes) if brackets else [None] * len(counts)
-    for i in (i for i, one in enumerate(found) if one is None):
-        values = torch.cat([pieces[i].flatten() for pieces in walk()])
-        found[i] = torch.kthvalue(values.abs_() if magnitudes else values, size - counts[i] + 1).values
+    if missed := [i for i, one in enumerate(found) if one is None]:
+        lists = zip(*[[pieces[i].flatten() for i in missed] for pieces in walk()])  # one walk: each reads anew
+        for i, values in zip(missed, map(torch.cat, lists)):
+            found[i] = torch.kthvalue(values.abs_() if magnitudes else values, size - counts[i] + 1).values
     return found
 
 

@@ -73,6 +73,8 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
 
         folder, done, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
+        stack.callback(job.weights.close)  # before the folder may vanish
+        job.weights.take_over(done)
         digests = stack.enter_context(hashed(crew.share(sizes)))
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)

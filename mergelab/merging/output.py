@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,8 @@ class Weights:
         for name in (*in_order(costs(plan)), *plan.copied):  # as they will be finished
             shards[entries[name].file][name] = entries[name]
         self.entries = entries
-        self.writers = {file: ShardWriter(folder / file, shard) for file, shard in shards.items()}
+        self._beside = ThreadPoolExecutor(1, "mergelab-hash")
+        self.writers = {file: ShardWriter(folder / file, shard, self._beside) for file, shard in shards.items()}
         self._checksums: dict[str, int] = {}  # of tensors that are being written
 
     def begin(self) -> dict[str, LayerReport]:
@@ -172,13 +174,20 @@ class Weights:
         if all(writer.is_there for writer in self.writers.values()):
             known = {name: entry for name, entry in self.journal.finished().items() if name in self.entries}
             sound = {n: layer for n, (layer, of_it) in known.items() if self._writer(n).checksum(n) == of_it}
-            for name in sound:
-                self._writer(name).finished(name)
             return sound
         self.journal.clear()
         for writer in self.writers.values():
             writer.create()
         return {}
+
+    def take_over(self, names: Iterable[str]) -> None:
+        """Say which tensors are there already."""
+        for name in names:
+            self._writer(name).finished(name)
+
+    def close(self) -> None:
+        """Wait for what is hashed at this moment, and hash no more: nothing holds a file any longer."""
+        self._beside.shutdown(cancel_futures=True)
 
     def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
         """Write one merged tensor in its place, or its rows from `first` on."""

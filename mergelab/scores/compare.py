@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mergelab.errors import MergeError
 from mergelab.files.checkpoint import Checkpoint
-from mergelab.maths.inner import inner_products, norm
+from mergelab.maths.inner import inner_products, squared_norm
 from mergelab.maths.spectral import factors, no_vectors
 from mergelab.step import Step
 
@@ -76,7 +76,7 @@ def compared(
     for done, name in enumerate(names, start=1):
         mine, theirs = _change(base, one, name), _change(base, other, name)
         (one_square, both), (_, other_square) = inner_products([mine, theirs]).tolist()
-        products = torch.tensor([one_square, other_square, both, norm(mine - theirs) ** 2], dtype=torch.float64)
+        products = torch.tensor([one_square, other_square, both, squared_norm(mine - theirs)], dtype=torch.float64)
         sums += products
         layers.append(_difference(name, tuple(mine.shape), products))
         if name in decomposed:
