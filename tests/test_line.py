@@ -200,6 +200,14 @@ def test_names_of_visitors_folders_cannot_be_guessed_and_their_number_is_bounded
     assert visits.home("4") == homes[4] and visits.home("0") != homes[0]
 
 
+def test_a_visitor_is_counted_until_his_folder_is_gone(tmp_path):
+    counted = []
+    visits = Visits(tmp_path, gone=lambda home: counted.append((len(visits), home.is_dir())))
+    home = visits.home("a")
+    visits.leave("a")
+    assert counted == [(1, True)] and len(visits) == 0 and not home.exists()
+
+
 def test_who_does_nothing_for_long_and_work_that_began_after_its_visitor_left_are_let_go(tmp_path):
     now = [0.0]
     visits = Visits(tmp_path, idle=100, clock=lambda: now[0])

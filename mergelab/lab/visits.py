@@ -34,10 +34,12 @@ class Visits:
         self.folder, self.gone, self.most, self.idle, self.clock = folder, gone, most, idle, clock
         self._homes: OrderedDict[str, tuple[Path, float]] = OrderedDict()  # with the time of its last use
         self._left: dict[str, float] = {}  # when
+        self._going = 0  # whose folder is being removed
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._homes)
+        """The visitors that have a folder, be it one that is being removed."""
+        return len(self._homes) + self._going
 
     def home(self, visitor: str) -> Path:
         """The folder of a visitor; made when it is first asked for."""
@@ -70,9 +72,15 @@ class Visits:
     def _remove(self, visitor: str) -> None:
         with self._lock:
             home, _ = self._homes.pop(visitor, (None, 0))
-        if home is not None:
+            self._going += home is not None
+        if home is None:
+            return
+        try:
             self.gone(home)
             shutil.rmtree(home, ignore_errors=True)
+        finally:
+            with self._lock:
+                self._going -= 1
 
 
 def own_folder() -> tuple[Path, object]:
