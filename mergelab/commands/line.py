@@ -37,8 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     if (name := arguments[0]) not in VERBS:
         parser.parse_args(arguments)  # prints help, or ends with what is wrong
         parser.error("say the verb first")
-    import_module("mergelab.start")  # before anything else brings in torch
-    verb, shared = (import_module(f"mergelab.commands.{module}") for module in (name, "verb"))
+    import mergelab.start  # noqa: F401  before anything else brings in torch
+    from mergelab.commands.verb import exit_status
+
+    verb = import_module(f"mergelab.commands.{name}")
     gc.freeze()  # what is imported by now stays: not to be searched for garbage, nor taken apart at the end
     verb.add(words[name])
-    return shared.exit_status(verb.run, parser.parse_args(arguments))
+    return exit_status(verb.run, parser.parse_args(arguments))

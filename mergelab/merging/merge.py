@@ -66,15 +66,14 @@ def merge(plan: Plan, out: str | Path, device: torch.device | str = "cpu", worke
     crew.each(lambda: check_unchanged(opened))
     with ExitStack() as stack:
 
-        def begun() -> tuple[Path, dict[str, LayerReport], tuple[str, ...]]:
+        def begun() -> tuple[Path, tuple[str, ...]]:
             notes = remove_leftovers(out, mark)
-            folder = stack.enter_context(new_folder(out, mark, stays=crew.goes_on_after))
-            return folder, Weights(folder, plan).begin(), notes
+            return stack.enter_context(new_folder(out, mark, stays=crew.goes_on_after)), notes
 
-        folder, done, notes = crew.from_first(begun)
+        folder, notes = crew.from_first(begun)
         job = _Job(plan, device, Lookups(shared_store()), Weights(folder, plan, crew.rank))
         stack.callback(job.weights.close)  # before the folder may vanish
-        job.weights.take_over(done)
+        done = crew.from_first(job.weights.begin)
         digests = stack.enter_context(hashed(crew.share(sizes)))
         count, why = workers_fitting(plan, device, workers)
         layers = yield from _shared(job, crew, done, count)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -174,16 +174,13 @@ class Weights:
         if all(writer.is_there for writer in self.writers.values()):
             known = {name: entry for name, entry in self.journal.finished().items() if name in self.entries}
             sound = {n: layer for n, (layer, of_it) in known.items() if self._writer(n).checksum(n) == of_it}
+            for name in sound:
+                self._writer(name).finished(name)
             return sound
         self.journal.clear()
         for writer in self.writers.values():
             writer.create()
         return {}
-
-    def take_over(self, names: Iterable[str]) -> None:
-        """Say which tensors are there already."""
-        for name in names:
-            self._writer(name).finished(name)
 
     def close(self) -> None:
         """Wait for what is hashed at this moment, and hash no more: nothing holds a file any longer."""
