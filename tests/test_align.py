@@ -217,6 +217,17 @@ def test_networks_trained_apart_come_nearer_and_their_average_gets_better(strang
     assert {one.how: one.loss for one in labelled}["activations"] < {one.how: one.loss for one in labelled}["none"]
 
 
+def test_units_that_never_fire_are_told_apart_by_their_weights():
+    reference = {name: tensor.clone() for name, tensor in vgg(4).state_dict().items()}
+    for bias, silent in (("1.bias", 3), ("5.bias", 4), ("8.bias", 5)):
+        reference[bias][:silent] = -50
+    expert = planted(reference, {})
+    data = [{"pixel_values": torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(5))}]
+    found = alignment(reference, expert, {}, "activations", data, build=rebuilt)
+    assert farthest(found, expert, reference) == 0
+    assert sum(value == 0 for values in found.correlations.values() for value in values) >= 3 + 4 + 5
+
+
 def test_the_facts_of_an_alignment_are_plain_and_enough_for_the_pictures(strangers):
     facts = alignment(*strangers, {}).facts()
     assert facts["family"] == "sequential" and facts["how"] == "weights"

@@ -1,8 +1,9 @@
 """Activation matching: units are paired by how they respond to the same data (arXiv 2209.04836, section 3.1).
 
 What is compared is what comes into the modules that read the units, so that both networks' own weights have spoken. A
-residual stream is seen behind its norms, at every block. Queries and keys are turned by their weights, once all else is
-in place. Padding is left out, and of text the first position, whose activations dwarf all others.
+residual stream is seen behind its norms, at every block. Where activations cannot tell units apart, as those that never
+fire, their weights do. Queries and keys are turned by their weights, once all else is in place. Padding is left out,
+and of text the first position, whose activations dwarf all others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ from mergelab.model import built, outputs, sees_encoder
 from mergelab.symmetry import Element, Group, Heads, Slot, Units, symmetry_of
 
 Batch = Mapping[str, Tensor]
+_TIE = 1e-3  # of correlation: below that, two matches are equally good, and weights decide
+_SWEEPS = 5  # over the groups, while weights still change something
 
 
 @dataclass
@@ -56,12 +59,18 @@ def matched_by_activations(
         raise MergeError("Matching by activations needs calibration data: prompts or images to run both models on.")
     models = [build(tensors) if build else built(config, tensors) for tensors in (pair.reference, pair.expert)]
     groups = _groups_in_memory(pair, models[0], config)
-    elements, correlations, seen = pair.symmetry.identity(), {}, _measured(models, groups, data)
-    for group, site_moments in zip(pair.symmetry.groups, seen):
-        if site_moments is None:
+    elements, correlations, alike = pair.symmetry.identity(), {}, {}
+    for group, sites in zip(pair.symmetry.groups, _measured(models, groups, data)):
+        if sites is None:
             continue  # tensors that this class of model does not load: they stay as they are
-        match = _matched_units if isinstance(group, Units) else _matched_heads
-        elements[group.name], correlations[group.name] = match(group, site_moments, rotations)
+        if isinstance(group, Units):
+            alike[group] = sum(_correlation(*moments.covariances) for moments in sites) / len(sites)
+            elements[group.name] = assignment(alike[group])
+        else:
+            elements[group.name], correlations[group.name] = _matched_heads(group, sites, rotations)
+    _settle_ties(pair, {group: similar for group, similar in alike.items() if _ties(similar)}, elements)
+    for group, similar in alike.items():
+        correlations[group.name] = tuple(similar.gather(1, elements[group.name][:, None])[:, 0].tolist())
     for group in pair.symmetry.groups:
         if isinstance(group, Heads):
             layers, _ = pair.head_products(group, elements, lambda slot: True)
@@ -146,10 +155,22 @@ def _counting(activations: Tensor, batch: Batch, module: str) -> Tensor:
     return later if later.any() else keep
 
 
-def _matched_units(group: Units, sites: list[Moments], rotations: bool) -> tuple[Element, tuple[float, ...]]:
-    total = sum(_correlation(*moments.covariances) for moments in sites) / len(sites)
-    order = assignment(total)
-    return order, tuple(total.gather(1, order[:, None])[:, 0].tolist())
+def _ties(similar: Tensor) -> bool:
+    """Whether a unit of the reference has two units to match that are equally good. similar: (units, units)"""
+    best = similar.topk(min(2, len(similar)), dim=1).values
+    return bool((best[:, 0] - best[:, -1] < _TIE).any()) and len(similar) > 1
+
+
+def _settle_ties(pair: Pair, alike: Mapping[Units, Tensor], elements: dict[str, Element]) -> None:
+    """Choose by weights among matches that activations hold for equally good. alike: correlations (units, units)."""
+    for _ in range(_SWEEPS):
+        before = dict(elements)
+        for group, similar in alike.items():
+            weights = pair.unit_products(group, elements, lambda slot: not slot.statistic)
+            largest = weights.abs().max().clamp(min=1e-30)
+            elements[group.name] = assignment(similar + _TIE * weights / largest)
+        if all(torch.equal(elements[group.name], before[group.name]) for group in alike):
+            return
 
 
 def _correlation(ab: Tensor, a: Tensor, bb: Tensor) -> Tensor:
