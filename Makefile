@@ -37,11 +37,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/app: $(VENV)/bin/python requirements.txt pyproject.toml
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q -e . -c requirements.txt
 	touch $@
 
 $(VENV)/test: $(VENV)/bin/python requirements.txt pyproject.toml
-	$(BIN)/pip install -q -e '.[test]'
+	$(BIN)/pip install -q -e '.[test]' -c requirements.txt
 	touch $@ $(VENV)/app
 
 # The browser tests drive a Chromium: the one that is here, else Debian's.

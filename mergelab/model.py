@@ -36,7 +36,6 @@ class Running:
 
 def running(folder: Path) -> Running:
     """Load whatever architecture config.json names: text, text to text, encoder, images. MergeError if it cannot be."""
-    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -56,11 +55,17 @@ def running(folder: Path) -> Running:
             f"'{folder.name}' lacks {counted(len(lost), 'tensor')} that a {kind.__name__} has, '{lost[0]}' first: it "
             "would run with random numbers there. Take a whole model."
         )
+    return Running(model.eval(), _tokenizer(folder), folder.name)
+
+
+def _tokenizer(folder: Path) -> Any | None:
+    """A folder's tokenizer; None if it has none, or one that no library here can read."""
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    return Running(model.eval(), tokenizer, folder.name)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
 
 
 def _check_size(kind: Any, config: dict, folder: Path) -> None:
@@ -296,12 +301,10 @@ def _sides(size: Any) -> tuple[int, int]:
 
 def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of a model folder, alone; MergeError if it has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.") from None
+    found = _tokenizer(folder)
+    if found is None:
+        raise MergeError(f"'{folder.name}' has no tokenizer that can be loaded, so it can read no prompts.")
+    return found
 
 
 def with_biases(model: Any) -> Any:
