@@ -166,10 +166,13 @@ def against_the_textbook(bench: Bench, pairs: int) -> None:
 
 
 def against_mergekit(bench: Bench, pairs: int) -> None:
-    table("Against mergekit", "job", "mergekit", "mergelab", "wall", "CPU", "memory")
     if not bench.mergekit:
-        print("\nNot measured: no interpreter with mergekit was given.")
+        print("\n## Against mergekit\n\nNot measured: no interpreter with mergekit was given.")
         return
+    asked = [bench.mergekit, "-c", "import torch; print(torch.__version__)"]  # one for CUDA takes more to be imported
+    build = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    columns = ("job", "mergekit", "mergelab", "wall", "CPU", "memory")
+    table(f"Against mergekit with torch {build}; mergelab with {torch.__version__}", *columns)
     models = bench.models("bfloat16", "full")
     for method in ("ties", "linear"):
         for cores in (1, 2):

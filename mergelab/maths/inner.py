@@ -6,7 +6,7 @@ tenth of the price of float64 throughout. Where squares leave float32's range, a
 
 import math
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def norm(delta: Delta) -> float:
 def squared_norm(delta: Delta) -> float:
     """The sum of the squares of all entries."""
     if isinstance(delta, LowRank):
-        return _with_thin(delta, delta)
+        return float(_thin_products([delta]))
     return 0.0 if is_unmoved(delta) else _dense_products([delta])[0][0]
 
 
@@ -56,12 +56,11 @@ def inner_products(deltas: Sequence[Delta]) -> Tensor:
     if whole:
         index = torch.tensor(whole)
         gram[index[:, None], index] = torch.tensor(_dense_products([deltas[i] for i in whole]), dtype=torch.float64)
-    for i, delta in enumerate(deltas):
-        for j in range(i + 1 if isinstance(delta, LowRank) else 0):
-            gram[i, j] = gram[j, i] = _with_thin(delta, deltas[j])
-        for j in range(i if isinstance(delta, Tensor) else 0):
-            if isinstance(deltas[j], LowRank):
-                gram[i, j] = gram[j, i] = _with_thin(deltas[j], delta)
+    if thin := [i for i, delta in enumerate(deltas) if isinstance(delta, LowRank)]:
+        index = torch.tensor(thin)
+        gram[index[:, None], index] = _thin_products([deltas[i] for i in thin]).cpu()
+    for i, j in product(thin, whole):
+        gram[i, j] = gram[j, i] = _with_thin(deltas[i], deltas[j])
     return gram
 
 
@@ -78,7 +77,7 @@ def mean_cosine(products: Tensor) -> float:
 def _dense_products(tensors: list[Tensor]) -> list[list[float]]:
     flat = [tensor.reshape(-1) for tensor in tensors]
     rows = _by_pieces(flat, flat[0].dtype)
-    sound = all(math.isfinite(product) for row in rows for product in row)
+    sound = all(math.isfinite(entry) for row in rows for entry in row)
     if not sound or any(row[i] <= _TINY for i, row in enumerate(rows)):
         rows = _by_pieces(flat, torch.float64)
     return rows
@@ -105,8 +104,13 @@ def _dot_by_dot(flat: list[Tensor], dtype: torch.dtype) -> list[list[float]]:
     return rows
 
 
-def _with_thin(thin: LowRank, other: Delta) -> float:
-    left, right = thin.left.double(), thin.right.double()
-    if isinstance(other, LowRank):
-        return float(((left.T @ other.left.double()) * (right @ other.right.double().T)).sum())
-    return 0.0 if is_unmoved(other) else float((left.T @ other.double() * right).sum())
+def _thin_products(deltas: list[LowRank]) -> Tensor:
+    """Of low-rank deltas with one another: their factors side by side, multiplied at once. (delta, delta) float64"""
+    left, right = torch.cat([d.left for d in deltas], 1).double(), torch.cat([d.right for d in deltas]).double()
+    owner = torch.repeat_interleave(torch.tensor([len(d.right) for d in deltas])).to(left.device)
+    rows = left.new_zeros(len(deltas), len(right)).index_add(0, owner, (left.T @ left) * (right @ right.T))
+    return left.new_zeros(len(deltas), len(deltas)).index_add(1, owner, rows)
+
+
+def _with_thin(thin: LowRank, other: Tensor) -> float:
+    return float((thin.left.double().T @ other.double() * thin.right.double()).sum())
