@@ -274,7 +274,8 @@ def test_two_processes_write_the_bytes_of_one_and_a_lost_one_ends_the_job_which_
     assert not (tmp_path / "out").exists() and len(hidden(tmp_path)) == 1
     said, status = together(["-m", "mergelab", "merge"], many, tmp_path / "out", "--workers", "1")
     assert status == [0, 0], said
-    assert "tensors were finished by a run that was broken off" in said[0][0] and said[1][0] == ""
+    assert "tensors were finished by a run that was broken off" in said[0][0]
+    assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []  # torch 2.8's own line
     assert said[0][1].startswith(f"going on with a merge to '{tmp_path}/out' that was broken off\n")
     for file, digest in whole.sha256.items():
         assert f"sha256 {digest}  {file}" in said[0][0]
