@@ -1,7 +1,6 @@
 """The scoreboard, the suggestion of η, and the comparison of two merges."""
 
 import json
-import math
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -99,7 +98,7 @@ def test_bars_have_the_intervals_and_grow_as_scores_come_in():
 def test_a_sweep_is_drawn_with_every_point_to_be_clicked_and_the_best_marked():
     facts = {"merged change": 0.1, "cosine to the average": 1.0}
     points = tuple(Point(value, PAIR, facts, (score("t", n), score("u", n))) for value, n in ((10, 3), (20, 15)))
-    average = Point(math.nan, PAIR, facts | {"merged change": 0.05}, (score("t", 9), score("u", 9)))
+    average = Point(None, PAIR, facts | {"merged change": 0.05}, (score("t", 9), score("u", 9)))
     figure = checked(plots_scores.sweep_curves(SweepReport("eta", "STAR", points, (average,))))
     traces = {trace.name: trace for trace in figure.data}
     assert traces["mean"].customdata == ("0", "1") and traces["mean"].y == (0.15, 0.75)

@@ -189,7 +189,7 @@ def scored_point(value, right, count=100):
 
 def test_the_verdict_names_what_may_be_luck():
     points = (scored_point(10, 5), scored_point(20, 68), scored_point(30, 70))
-    said = verdict(SweepReport("eta", "STAR", points, (scored_point(math.nan, 40),)))
+    said = verdict(SweepReport("eta", "STAR", points, (scored_point(None, 40),)))
     assert said.startswith("Best of 3 points on the test prompts: η 30, 70.0% (95 %: ")
     assert "What η 20 scores lies within that interval" in said
     assert "wins 30 and loses 0" in said and "Picked on every second prompt (η 30), it scores 70.0%" in said
@@ -334,5 +334,5 @@ def test_points_are_asked_with_the_tokenizer_and_the_template_that_the_merge_wou
 
 def test_a_best_point_is_held_to_be_better_than_the_average_only_for_all_that_were_tried():
     points = (scored_point(20, 68), scored_point(30, 70))
-    said = verdict(SweepReport("eta", "STAR", points, (scored_point(math.nan, 58),)))
+    said = verdict(SweepReport("eta", "STAR", points, (scored_point(None, 58),)))
     assert "p = 0.00098, 2 times that of one, as it is the best of 2" in said  # 2 · 2⁻¹¹

@@ -4,7 +4,6 @@ Kept is which prompts each merge got right, one bit a prompt; shares, intervals 
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -73,14 +72,12 @@ def packed(report: SweepReport) -> dict[str, Any]:
 def _plain(point: Point) -> dict[str, Any]:
     facts = {name: float(f"{value:.5g}") for name, value in point.facts.items()}
     right = {score.task: _digits(score.amounts) for score in point.scores}
-    value = None if math.isnan(point.value) else point.value  # an average has none
-    return {"value": value, "facts": facts, "right": right}
+    return {"value": point.value, "facts": facts, "right": right}
 
 
 def _point(plain: dict[str, Any], recipe: Recipe) -> Point:
     scores = tuple(_score(task, digits) for task, digits in plain["right"].items())
-    value = math.nan if plain["value"] is None else plain["value"]
-    return Point(value, recipe, plain["facts"], scores)
+    return Point(plain["value"], recipe, plain["facts"], scores)
 
 
 def _digits(amounts: Sequence[float]) -> str:

@@ -5,7 +5,6 @@ the method's own arithmetic. Its weights are rounded to the number format that a
 the merge that its recipe makes.
 """
 
-import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,7 +55,7 @@ def sweep(
         value: at(work, knob, value) for value in checked_values(work.method, len(work.recipe.experts), knob, values)
     }
     held = _held(work.recipe, knob)
-    averages, notes = _averages(work, plans if knob == EXPERTS else {math.nan: work})
+    averages, notes = _averages(work, plans if knob == EXPERTS else {None: work})
     report = SweepReport(knob, work.method.title, (), (), (*work.notes, *held, *notes))
     total = len(plans) + len(averages)
     resident = Resident(work) if scorer else None
@@ -94,13 +93,13 @@ def _held(recipe: Recipe, knob: str) -> list[str]:
     return notes
 
 
-def _averages(work: Plan, plans: Mapping[float, Plan]) -> tuple[dict[float, Plan], list[str]]:
+def _averages(work: Plan, plans: Mapping[float | None, Plan]) -> tuple[dict[float | None, Plan], list[str]]:
     """The same experts averaged; and why not, where that cannot be."""
     sums = {value: min(abs(sum(spot.weights_at(name))) for name in spot.names) for value, spot in plans.items()}
     found = {value: _averaged(spot) for value, spot in plans.items() if sums[value] >= NO_MASS}
-    lacking = [f"{value:g}" for value in plans if value not in found]
     if not found:
         return {}, ["The experts' weights add up to 0, so there is no average to compare with."]
+    lacking = [f"{value:g}" for value in plans if value not in found]
     which = f"The weights of the first {', '.join(lacking)} experts add up to 0: there is no average to compare with."
     return found, [which] * bool(lacking)
 
@@ -112,7 +111,7 @@ def _averaged(work: Plan) -> Plan:
     return replace(work, method=average, settings=settings, recipe=recipe, steps=())
 
 
-def _order(plans: Mapping[float, Plan], averages: Mapping[float, Plan]) -> list[tuple[float, Plan, bool]]:
+def _order(plans: Mapping[float, Plan], averages: Mapping[float | None, Plan]) -> list[tuple]:
     """From the highest value down: what keeps most directions comes first, so that no factors are computed twice."""
     first = [(value, p, True) for value, p in averages.items() if value not in plans]
     found = []
@@ -132,7 +131,7 @@ def _count(report: SweepReport) -> int:
 
 
 def _point(
-    work: Plan, value: float, layers: "_Layers", resident: Resident | None, scorer: Scorer | None, step: Step
+    work: Plan, value: float | None, layers: "_Layers", resident: Resident | None, scorer: Scorer | None, step: Step
 ) -> Generator[Step, None, Point]:
     tally = _Tally()
 

@@ -1,6 +1,5 @@
 """What a sweep found: its points, its averages, the best of them, and how sure that is."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,12 @@ from mergelab.words import counted
 
 @dataclass(frozen=True)
 class Point:
-    """One value of the knob. facts: the method's, averaged over modules and experts, and those of the whole change."""
+    """One value of the knob. facts: the method's, averaged over modules and experts, and those of the whole change.
 
-    value: float
+    value: None for an average that stands beside all of them.
+    """
+
+    value: float | None
     recipe: Recipe
     facts: Mapping[str, float]
     scores: tuple[TaskScore, ...] = ()
@@ -149,15 +151,14 @@ def _row(point: Point, tasks: list[str], facts: list[str], report: SweepReport) 
     plain = any(point is baseline for baseline in report.baselines)
     own = {score.task: score.value for score in point.scores}
     middle = [mean.value, mean.low, mean.high] if mean else ["", "", ""]
-    value = "" if math.isnan(point.value) else point.value
+    value = "" if point.value is None else point.value
     name = METHODS["linear"].title if plain else report.title
     return [name, value, *middle, *(own.get(t, "") for t in tasks), *(point.facts.get(f, "") for f in facts)]
 
 
 def _plain(point: Point) -> dict[str, Any]:
     mean = point.mean
-    data: dict[str, Any] = {"value": None if math.isnan(point.value) else point.value}
-    data |= {"recipe": point.recipe.to_dict(), "facts": dict(point.facts)}
+    data: dict[str, Any] = {"value": point.value, "recipe": point.recipe.to_dict(), "facts": dict(point.facts)}
     if mean:
         data["mean"] = {"value": mean.value, "low": mean.low, "high": mean.high}
     data["scores"] = [score.to_dict() for score in point.scores]
@@ -165,7 +166,5 @@ def _plain(point: Point) -> dict[str, Any]:
 
 
 def _point(data: Mapping[str, Any]) -> Point:
-    value = math.nan if data["value"] is None else data["value"]
-    return Point(
-        value, Recipe.from_dict(data["recipe"]), data["facts"], tuple(map(TaskScore.from_dict, data["scores"]))
-    )
+    scores = tuple(map(TaskScore.from_dict, data["scores"]))
+    return Point(data["value"], Recipe.from_dict(data["recipe"]), data["facts"], scores)
