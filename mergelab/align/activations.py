@@ -68,7 +68,7 @@ def matched_by_activations(
             elements[group.name] = assignment(alike[group])
         else:
             elements[group.name], correlations[group.name] = _matched_heads(group, sites, rotations)
-    _settle_ties(pair, {group: similar for group, similar in alike.items() if _ties(similar)}, elements)
+    _settle_ties(pair, alike, elements)
     for group, similar in alike.items():
         correlations[group.name] = tuple(similar.gather(1, elements[group.name][:, None])[:, 0].tolist())
     for group in pair.symmetry.groups:
@@ -155,21 +155,27 @@ def _counting(activations: Tensor, batch: Batch, module: str) -> Tensor:
     return later if later.any() else keep
 
 
-def _ties(similar: Tensor) -> bool:
-    """Whether a unit of the reference has two units to match that are equally good. similar: (units, units)"""
-    best = similar.topk(min(2, len(similar)), dim=1).values
-    return bool((best[:, 0] - best[:, -1] < _TIE).any()) and len(similar) > 1
+def _undecided(similar: Tensor) -> Tensor:
+    """The units of the reference that have two matches equally good. similar: (units, units). (undecided,) int64"""
+    if len(similar) < 2:
+        return torch.empty(0, dtype=torch.long)
+    best, next_best = similar.topk(2, dim=1).values.T
+    return (best - next_best < _TIE).nonzero()[:, 0]
 
 
 def _settle_ties(pair: Pair, alike: Mapping[Units, Tensor], elements: dict[str, Element]) -> None:
     """Choose by weights among matches that activations hold for equally good. alike: correlations (units, units)."""
+    undecided = {group: units for group, similar in alike.items() if len(units := _undecided(similar))}
     for _ in range(_SWEEPS):
         before = dict(elements)
-        for group, similar in alike.items():
+        for group, units in undecided.items():
+            order = elements[group.name].clone()
+            matches = order[units]
             weights = pair.unit_products(group, elements, lambda slot: not slot.statistic)
-            largest = weights.abs().max().clamp(min=1e-30)
-            elements[group.name] = assignment(similar + _TIE * weights / largest)
-        if all(torch.equal(elements[group.name], before[group.name]) for group in alike):
+            gain = alike[group] + _TIE * weights / weights.abs().max().clamp(min=1e-30)
+            order[units] = matches[assignment(gain[units[:, None], matches])]
+            elements[group.name] = order
+        if all(torch.equal(elements[group.name], before[group.name]) for group in undecided):
             return
 
 
