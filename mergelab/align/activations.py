@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergelab.align.pair import Pair
+from mergelab.align.pair import Pair, trained
 from mergelab.errors import MergeError
 from mergelab.maths.heads import HeadOrder, HeadProducts, matched_heads, turned_to_agree
 from mergelab.maths.matching import assignment
@@ -171,9 +171,9 @@ def _settle_ties(pair: Pair, alike: Mapping[Units, Tensor], elements: dict[str, 
         for group, units in undecided.items():
             order = elements[group.name].clone()
             matches = order[units]
-            weights = pair.unit_products(group, elements, lambda slot: not slot.statistic)
-            gain = alike[group] + _TIE * weights / weights.abs().max().clamp(min=1e-30)
-            order[units] = matches[assignment(gain[units[:, None], matches])]
+            weights, among = pair.unit_products(group, elements, trained), (units[:, None], matches)
+            gain = alike[group][among] + _TIE * weights[among] / weights.abs().max().clamp(min=1e-30)
+            order[units] = matches[assignment(gain)]
             elements[group.name] = order
         if all(torch.equal(elements[group.name], before[group.name]) for group in undecided):
             return

@@ -26,6 +26,11 @@ def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
+def trained(slot: Slot) -> bool:
+    """Whether a slot holds weights, and no running statistic."""
+    return not slot.statistic
+
+
 @dataclass(frozen=True)
 class Pair:
     """A reference and the expert to be brought into its coordinates. Tensors are read when they are needed."""
@@ -96,7 +101,7 @@ class Pair:
         """For each unit, the signed cosine between its weights and its match's; of heads, each value dimension's."""
         inner, a_square, b_square = 0.0, 0.0, 0.0
         for slot in self.shared(group):
-            if not slot.statistic and (isinstance(group, Units) or slot.role in "vo"):
+            if trained(slot) and (isinstance(group, Units) or slot.role in "vo"):
                 a, b = self.rows(group, slot, elements)
                 b = group.moved(slot, b, elements[group.name])
                 sums = [_unit_sums(group, slot, product) for product in (a * b, a * a, b * b)]

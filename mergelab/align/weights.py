@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mergelab.align.pair import Chosen, Pair
+from mergelab.align.pair import Chosen, Pair, trained
 from mergelab.maths.heads import heads_gain, matched_heads
 from mergelab.maths.matching import assignment
 from mergelab.symmetry import Element, Group, Heads, Slot, Units
@@ -44,7 +44,7 @@ def _sweep(pair: Pair, best: dict, stale: set[str], draw: random.Random, rotatio
     for group in draw.sample(pair.symmetry.groups, len(pair.symmetry.groups)):
         if group.name in stale:
             stale.remove(group.name)
-            found = _better(pair, group, elements, _trained, rotations)
+            found = _better(pair, group, elements, trained, rotations)
             stale |= set() if found is elements[group.name] else _neighbours(pair, group)
             elements[group.name] = found
     return elements
@@ -61,20 +61,16 @@ def _first_sweep(pair: Pair, rotations: bool) -> dict[str, Element]:
     elements, known = pair.symmetry.identity(), set()
     for group in pair.symmetry.groups:
         settled = _settled(pair, group, known)
-        chosen = settled if any(map(settled, group.slots)) else _trained
+        chosen = settled if any(map(settled, group.slots)) else trained
         elements[group.name] = _better(pair, group, elements, chosen, rotations)
         known.add(group.name)
     return elements
 
 
-def _trained(slot: Slot) -> bool:
-    return not slot.statistic
-
-
 def _settled(pair: Pair, group: Group, known: Iterable[str]) -> Chosen:
     def chosen(slot: Slot) -> bool:
         others = [(theirs, other) for theirs, other in pair.symmetry.slots[slot.name] if other.axis != slot.axis]
-        return not slot.statistic and all(theirs.name in known for theirs, _ in others)
+        return trained(slot) and all(theirs.name in known for theirs, _ in others)
 
     return chosen
 

@@ -111,7 +111,7 @@ def _averaged(work: Plan) -> Plan:
     return replace(work, method=average, settings=settings, recipe=recipe, steps=())
 
 
-def _order(plans: Mapping[float, Plan], averages: Mapping[float | None, Plan]) -> list[tuple]:
+def _order(plans: Mapping[float, Plan], averages: Mapping[float | None, Plan]) -> list[tuple[float | None, Plan, bool]]:
     """From the highest value down: what keeps most directions comes first, so that no factors are computed twice."""
     first = [(value, p, True) for value, p in averages.items() if value not in plans]
     found = []
