@@ -50,3 +50,5 @@ chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	  || (apt-get update -qq && apt-get install -y -qq chromium) \
 	  || (echo "The browser tests need Chromium: install it, then run 'make test' again." >&2; exit 1)
+	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl) \
+	  || (echo "The README's calls need curl: install it, then run 'make test' again." >&2; exit 1)

@@ -61,7 +61,7 @@ def test_a_planted_transform_is_recovered_from_activations(name):
     expert = planted(reference, config)
     found = alignment(reference, expert, config, "activations", batches(config))
     assert farthest(found, expert, reference) < 1e-5  # the forward pass is in float32
-    assert found.distance[1] < 1e-6 and found.correlation > 0.9  # a unit that is always off correlates with nothing
+    assert found.distance[1] < 1e-6 and found.correlation > 0.95  # a unit that is always off correlates with nothing
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "resnet"])

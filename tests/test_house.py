@@ -125,8 +125,8 @@ def pyproject(pattern):
 def test_spaces_installs_what_the_package_depends_on():
     listed = re.findall(r'"([^"]+)"', pyproject(r"^dependencies = \[(.*?)^\]"))
     tried = (HOUSE / "requirements.txt").read_text(encoding="utf-8").split()
-    assert "torch>=2.8,<2.14" in tried and "torch>=2.8,<3" in listed  # nobody's newer torch is taken away
-    assert [line for line in tried if "torch" not in line] == [line for line in listed if "torch" not in line]
+    wider = [line.replace("torch>=2.8,<2.14", "torch>=2.8,<3") for line in tried]  # nobody's torch is taken away
+    assert wider == listed
 
 
 def test_the_version_is_one_and_the_changelog_has_it():

@@ -1,7 +1,6 @@
 """The README's blocks of Python and its calls of the page do what it says; each is run as it stands there."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -68,7 +67,6 @@ def test_the_client_does_what_it_says(url, capsys):
     assert httpx.get(url + names["made"]["download"]).content[:2] == b"PK"
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 def test_the_calls_by_curl_do_what_they_say(url):
     (block,) = [text for text in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) if "curl" in text]
     start, follow, health = re.split(r"\n(?=curl)", block.replace(ADDRESS, url).strip())

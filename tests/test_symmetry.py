@@ -79,7 +79,7 @@ def test_the_heads_of_a_t5_stack_may_not_be_ordered_layer_by_layer():
     second = [replace(slot, layer=0) for slot in tied.slots if slot.layer == 1]
     apart = [replace(tied, name=f"layer {i}", slots=tuple(part), layers=1) for i, part in enumerate((first, second))]
     others = [group for group in symmetry.groups if group is not tied]
-    assert change("t5", Symmetry("t5", (*others, *apart))) > 0.01
+    assert change("t5", Symmetry("t5", (*others, *apart))) > 0.1
 
 
 def test_channels_of_bert_may_not_change_heads():
